@@ -1,0 +1,1 @@
+"""The MindSpore runtime: the only package that imports mindspore."""

@@ -1,0 +1,99 @@
+"""The ModelRuntime on MindSpore, for any device profile."""
+
+from __future__ import annotations
+
+from glm3sdk.adapters.mindspore.context import set_up
+from glm3sdk.adapters.mindspore.executor import EXECUTOR
+from glm3sdk.adapters.mindspore.profiles import DeviceProfile
+from glm3sdk.domain.model import Glm3Config
+from glm3sdk.errors import ServiceClosedError, UnsupportedOptionError
+from glm3sdk.ports.checkpoint_store import CheckpointReader
+from glm3sdk.ports.model_runtime import DecodeSession, RuntimeCapabilities
+from glm3sdk.ports.training import AdamW, TrainingSession
+
+
+class MindSporeRuntime:
+    """A ChatGLM3 held by MindSpore in graph mode.
+
+    Args:
+        config: the model's hyper-parameters.
+        checkpoint: its weights, already checked against the config.
+        profile: the device and its kernels.
+        dtype: what to hold the weights in; None is the profile's default.
+        device_id: which card.
+        max_device_memory: most memory that MindSpore may take of a card, such as "59GB".
+
+    Raises:
+        BackendUnavailableError: MindSpore or the device is not there.
+        UnsupportedOptionError: the device does not compute in that dtype.
+        InvalidCheckpointError: a tensor cannot be read.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Glm3Config,
+        checkpoint: CheckpointReader,
+        profile: DeviceProfile,
+        dtype: str | None = None,
+        device_id: int = 0,
+        max_device_memory: str | None = None,
+    ) -> None:
+        chosen = profile.choose_dtype(dtype)
+        self._config = config
+        self._profile = profile
+        self._capabilities = RuntimeCapabilities(name=profile.name, dtype=chosen, training=True)
+        self._closed = False
+
+        def load() -> object:
+            set_up(profile, device_id=device_id, max_device_memory=max_device_memory)
+            # Imported here: mindspore must load on the executor, and only when it is used.
+            from glm3sdk.adapters.mindspore.model.transformer import Glm3Cells
+            from glm3sdk.adapters.mindspore.weights import LoadedWeights
+
+            return Glm3Cells(config, profile, LoadedWeights(checkpoint, dtype=chosen))
+
+        self._cells = EXECUTOR.run(load)
+
+    @property
+    def config(self) -> Glm3Config:
+        """The model's hyper-parameters."""
+        return self._config
+
+    @property
+    def capabilities(self) -> RuntimeCapabilities:
+        """What this runtime can do."""
+        return self._capabilities
+
+    def start_decode(self, *, slots: int, max_seq_length: int) -> DecodeSession:
+        """Allocate a kv_cache; see the port."""
+        self._check_open()
+        from glm3sdk.adapters.mindspore.session import MindSporeDecodeSession
+
+        return MindSporeDecodeSession(
+            self._config, self._profile, self._cells, slots=slots, max_seq_length=max_seq_length
+        )
+
+    def start_training(self, *, optimizer: AdamW) -> TrainingSession:
+        """Train every weight; see the port. The runtime must hold them in float32."""
+        self._check_open()
+        if self._capabilities.dtype != "float32":
+            raise UnsupportedOptionError(
+                f"training needs float32 weights, not {self._capabilities.dtype}; "
+                "load the runtime with dtype='float32'"
+            )
+        from glm3sdk.adapters.mindspore.training import MindSporeTrainingSession
+
+        return MindSporeTrainingSession(
+            self._config, self._profile, self._cells, optimizer=optimizer
+        )
+
+    def close(self) -> None:
+        """Free the weights."""
+        if not self._closed:
+            self._closed = True
+            EXECUTOR.run(lambda: setattr(self, "_cells", None))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ServiceClosedError("this runtime was closed; load it again")

@@ -1,0 +1,224 @@
+"""Directories in Hugging Face layout: config.json, tokenizer.model and safetensors."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import ml_dtypes  # noqa: F401  # gives numpy the dtype name "bfloat16", which safetensors asks for
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from glm3sdk.domain.model import Glm3Config
+from glm3sdk.errors import Glm3Error, InvalidCheckpointError, InvalidConfigError
+from glm3sdk.ports.arrays import HostArray
+from glm3sdk.ports.checkpoint_store import TensorSpec
+
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.model"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+# What numpy and ml_dtypes can hold; a tensor of another dtype is listed and cannot be read.
+_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+
+
+class HuggingFaceDirectory:
+    """A model directory as Hugging Face lays it out; a `CheckpointReader`.
+
+    The weights are `model.safetensors`, or else the shards that
+    `model.safetensors.index.json` names, or else every `*.safetensors` there is. Opening
+    reads the headers alone. No file handle stays open between reads.
+
+    Attributes:
+        path: the directory.
+        config: the model's hyper-parameters.
+        tokenizer_path: its tokenizer.model, or None where there is none.
+
+    Raises:
+        InvalidConfigError: config.json is missing, unreadable or of another architecture.
+        InvalidCheckpointError: no such directory, no weights, or a file that is not sound.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._files: dict[str, Path] = {}
+        self._tensors: dict[str, TensorSpec] = {}
+        try:
+            self._check_directory()
+            self.config: Glm3Config = self._read_config()
+            tokenizer = self._member(TOKENIZER_FILE, InvalidCheckpointError)
+            self.tokenizer_path: Path | None = tokenizer if tokenizer.is_file() else None
+            self._open_weights()
+        except OSError as exc:
+            reason = exc.strerror or exc
+            raise InvalidCheckpointError(f"{self.path} cannot be opened: {reason}") from exc
+
+    @property
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        """Every tensor's name with its shape and dtype."""
+        return MappingProxyType(self._tensors)
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> HostArray:
+        """Read a tensor, or a slice of it (steps of 1), in its stored dtype.
+
+        Raises:
+            InvalidCheckpointError: no such tensor, an index that does not fit it, a dtype
+                that is not read, or a file that was damaged since it was opened.
+        """
+        if name not in self._tensors:
+            raise InvalidCheckpointError(f"{self.path}: no tensor {name!r} in this checkpoint")
+        spec, file = self._tensors[name], self._files[name]
+        if spec.dtype not in _DTYPES.values():
+            raise InvalidCheckpointError(
+                f"{file}: tensor {name} is {spec.dtype}; convert it to one of "
+                f"{', '.join(_DTYPES.values())}"
+            )
+        ranges = _ranges(name, spec.shape, index)
+        shape = tuple(stop - start for start, stop in ranges)
+        if 0 in shape:
+            return np.empty(shape, np.dtype(spec.dtype))
+        slices = tuple(slice(start, stop) for start, stop in ranges)
+        array: HostArray = _with_file(file, lambda opened: opened.get_slice(name)[slices])
+        return array
+
+    def _check_directory(self) -> None:
+        if not self.path.exists():
+            raise InvalidCheckpointError(
+                f"no directory {str(self.path)!r}; pass the directory that holds {CONFIG_FILE}"
+            )
+        if not self.path.is_dir():
+            raise InvalidCheckpointError(
+                f"{str(self.path)!r} is a file; pass the directory that it lies in"
+            )
+
+    def _read_config(self) -> Glm3Config:
+        file = self._member(CONFIG_FILE, InvalidConfigError)
+        if not file.exists():
+            found = ", ".join(sorted(os.listdir(self.path))[:5]) or "nothing"
+            raise InvalidConfigError(
+                f"{self.path} has no {CONFIG_FILE} (it holds {found}); "
+                "pass a model directory in Hugging Face layout"
+            )
+        try:
+            return Glm3Config.from_hugging_face(_read_json(file, InvalidConfigError))
+        except InvalidConfigError as exc:
+            message = str(exc)
+            raise InvalidConfigError(
+                message if str(file) in message else f"{file}: {message}"
+            ) from exc
+
+    def _member(self, name: str, error: type[Glm3Error]) -> Path:
+        """The path of a file of this directory; a name or a link that leads out is refused."""
+        if name in ("", ".", "..") or any(char in name for char in "/\\\0"):
+            raise error(f"{self.path}: {name!r} is not a plain file name; nothing else is opened")
+        file = self.path / name
+        try:
+            target, home = file.resolve(), self.path.resolve()
+        except (OSError, RuntimeError) as exc:  # RuntimeError: a loop of links
+            raise error(f"{file} cannot be followed: {exc}") from exc
+        # The Hugging Face cache keeps the bytes in models--NAME/blobs and links to them
+        # from models--NAME/snapshots/REVISION.
+        cache = next((p for p in home.parents if p.name.startswith("models--")), home)
+        if not target.is_relative_to(cache):
+            raise error(f"{file} is a link out of its directory, to {target}; put a copy there")
+        return file
+
+    def _open_weights(self) -> None:
+        if self._member(WEIGHTS_FILE, InvalidCheckpointError).is_file():
+            self._add(WEIGHTS_FILE)
+        elif self._member(INDEX_FILE, InvalidCheckpointError).exists():
+            self._open_shards()
+        else:
+            names = sorted(file.name for file in self.path.glob("*.safetensors"))
+            if not names:
+                raise InvalidCheckpointError(f"{self.path} has no *.safetensors; {self._advice()}")
+            for name in names:
+                self._add(name)
+
+    def _advice(self) -> str:
+        if any(self.path.glob("pytorch_model*.bin")):
+            return "its pytorch_model*.bin is not read yet: convert it to safetensors"
+        return "put the model's weights there"
+
+    def _open_shards(self) -> None:
+        file = self.path / INDEX_FILE
+        values = _read_json(file, InvalidCheckpointError)
+        placed = values.get("weight_map") if isinstance(values, dict) else None
+        if not isinstance(placed, dict) or not all(isinstance(v, str) for v in placed.values()):
+            raise InvalidCheckpointError(
+                f"{file} has no weight_map from tensor names to file names; download it again"
+            )
+        for shard in sorted(set(placed.values())):
+            self._add(shard, {name for name, place in placed.items() if place == shard})
+
+    def _add(self, file_name: str, wanted: set[str] | None = None) -> None:
+        """List a file's tensors: all of them, or those that an index places there."""
+        file = self._member(file_name, InvalidCheckpointError)
+        if not file.is_file():
+            raise InvalidCheckpointError(f"{file} is missing or not a file; download it again")
+        found = _with_file(file, _specs)
+        missing = sorted((wanted or set()) - found.keys())
+        if missing:
+            raise InvalidCheckpointError(
+                f"{file} lacks {_some(missing)}, which {INDEX_FILE} places there; download both "
+                "again"
+            )
+        for name in found if wanted is None else sorted(wanted):
+            if name in self._files:
+                raise InvalidCheckpointError(
+                    f"tensor {name} is both in {self._files[name]} and in {file}; "
+                    "remove the file that is not the model's"
+                )
+            self._files[name], self._tensors[name] = file, found[name]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _read_json(file: Path, error: type[Glm3Error]) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as exc:
+        raise error(f"{file} cannot be read: {exc.strerror or exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise error(f"{file} is not UTF-8 text ({exc.reason} at byte {exc.start})") from exc
+    except (ValueError, RecursionError) as exc:
+        raise error(f"{file} is not JSON: {exc}; download it again") from exc
+
+
+def _with_file(file: Path, use: Callable[[Any], Any]) -> Any:
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return use(opened)
+    except (SafetensorError, OSError) as exc:
+        raise InvalidCheckpointError(
+            f"{file} is truncated or not safetensors ({exc}); download it again"
+        ) from exc
+
+
+def _specs(opened: Any) -> dict[str, TensorSpec]:
+    specs = {}
+    for name in opened.keys():  # noqa: SIM118  # the file is no mapping
+        view = opened.get_slice(name)
+        stored = view.get_dtype()
+        specs[name] = TensorSpec(tuple(view.get_shape()), _DTYPES.get(stored, stored.lower()))
+    return specs
+
+
+def _ranges(
+    name: str, shape: tuple[int, ...], index: tuple[slice, ...]
+) -> tuple[tuple[int, int], ...]:
+    if len(index) > len(shape) or any(part.step not in (None, 1) for part in index):
+        raise InvalidCheckpointError(
+            f"tensor {name} of shape {list(shape)} cannot be read by {index!r}; "
+            "pass at most one slice a dimension, with steps of 1"
+        )
+    full = index + (slice(None),) * (len(shape) - len(index))
+    bounds = [part.indices(size)[:2] for part, size in zip(full, shape, strict=True)]
+    return tuple((start, max(start, stop)) for start, stop in bounds)

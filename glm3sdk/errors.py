@@ -1,0 +1,102 @@
+"""The errors that glm3sdk raises. Each message names the value and the remedy.
+
+A `UserError` is a mistake in what was passed in (the command line exits with 2); any
+other `Glm3Error` is a failure while doing what was asked (exit code 1).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class Glm3Error(Exception):
+    """The base of every error that this package raises on purpose."""
+
+
+class UserError(Glm3Error):
+    """The caller passed something that cannot work; the message says what to pass."""
+
+
+class InvalidMessageError(UserError):
+    """A chat history, a message or its content is not what the model can read."""
+
+
+class InvalidToolError(UserError):
+    """A tool description is not a name, a description and a JSON Schema."""
+
+
+class InvalidGenerationConfigError(UserError):
+    """A generation parameter is out of its range, or two of them contradict."""
+
+
+class InvalidConfigError(UserError):
+    """A model's config.json is missing, unreadable or of another architecture."""
+
+
+class InvalidCheckpointError(UserError):
+    """A checkpoint is missing, truncated, or its tensors do not fit the model."""
+
+
+class InvalidTokenizerError(UserError):
+    """A tokenizer file is missing, unreadable, or does not fit the model."""
+
+
+class InvalidDatasetError(UserError):
+    """A training record cannot be used; the message names the file and the line."""
+
+
+class PromptTooLongError(UserError):
+    """The prompt leaves no room for a reply within the context length."""
+
+
+class SlotError(UserError):
+    """A slot index, a length or a token id is outside what the session holds."""
+
+
+class UnknownNameError(UserError):
+    """No runtime, preset or plugin goes by that name."""
+
+
+class PluginError(UserError):
+    """An installed plugin cannot be used; the message names it."""
+
+
+class BackendUnavailableError(UserError):
+    """A framework or a device is not installed here; the message says what to install."""
+
+
+class UnsupportedOptionError(UserError):
+    """A known option that this version or this runtime does not implement."""
+
+
+class NonFiniteLogitsError(Glm3Error):
+    """The model returned NaN or infinite logits; the message names the step."""
+
+
+class NonFiniteLossError(Glm3Error):
+    """A training step's loss or gradient norm is NaN or infinite."""
+
+
+class RuntimeFailureError(Glm3Error):
+    """The framework failed while it ran a graph; the cause is chained."""
+
+
+class ServiceClosedError(Glm3Error):
+    """The service or the session was closed and cannot be used any more."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """Build the error for an unknown name: what is known, and the likeliest spelling.
+
+    Args:
+        kind: what the name stands for, such as "runtime".
+        name: what was asked for.
+        known: every name that would have worked.
+    """
+    names = sorted(known)
+    message = f"no {kind} {name!r} (known: {', '.join(names) or 'none'})"
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        message += f"; did you mean {close[0]!r}?"
+    return UnknownNameError(message)

@@ -1,0 +1,68 @@
+"""Finds plugins and what they registered; built-in parts register like any plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pluggy
+
+from glm3sdk import hookspecs
+from glm3sdk.errors import PluginError
+from glm3sdk.hookspecs import PROJECT, RuntimeFactory
+
+
+def plugin_manager(builtins: Iterable[object], *, discover: bool = True) -> pluggy.PluginManager:
+    """Build a plugin manager with the built-in plugins and the installed ones.
+
+    Args:
+        builtins: modules that implement hooks.
+        discover: whether to load the entry points of group "glm3sdk" too.
+
+    Raises:
+        PluginError: a plugin cannot be imported, or implements an unknown hook.
+    """
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(hookspecs)
+    for builtin in builtins:
+        manager.register(builtin)
+    try:
+        if discover:
+            manager.load_setuptools_entrypoints(PROJECT)
+        manager.check_pending()
+    except Exception as exc:
+        # A plugin may fail with anything while it is imported.
+        raise PluginError(f"a glm3sdk plugin cannot be used: {exc}; fix or uninstall it") from exc
+    return manager
+
+
+def registered_runtimes(manager: pluggy.PluginManager) -> dict[str, RuntimeFactory]:
+    """Every runtime by its name.
+
+    Raises:
+        PluginError: two plugins register the same name.
+    """
+    factories: dict[str, RuntimeFactory] = {}
+    owners: dict[str, str] = {}
+    for plugin in manager.get_plugins():
+        owner = _distribution(manager, plugin)
+
+        def register(name: str, factory: RuntimeFactory, owner: str = owner) -> None:
+            if name in factories:
+                raise PluginError(
+                    f"runtime {name!r} is registered twice, by {owners[name]} and by {owner}; "
+                    "uninstall one of them"
+                )
+            factories[name] = factory
+            owners[name] = owner
+
+        others = [other for other in manager.get_plugins() if other is not plugin]
+        caller = manager.subset_hook_caller("glm3_register_runtimes", others)
+        caller(register=register)
+    return factories
+
+
+def _distribution(manager: pluggy.PluginManager, plugin: object) -> str:
+    for found, distribution in manager.list_plugin_distinfo():
+        if found is plugin:
+            return str(distribution.project_name)
+    return str(manager.get_name(plugin) or plugin)

@@ -1,0 +1,193 @@
+"""The loop of one worker thread: continuous batching over the slots of a decode session."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import Protocol, TypeAlias
+
+import attrs
+
+from glm3sdk.domain.chat import FinishReason, Usage
+from glm3sdk.errors import Glm3Error, RuntimeFailureError, ServiceClosedError
+from glm3sdk.ports.arrays import FloatArray
+from glm3sdk.ports.model_runtime import DecodeSession
+from glm3sdk.services.prefix import CachedSequence, place
+
+_log = logging.getLogger(__name__)
+
+
+class TokenChooser(Protocol):
+    """Chooses the next token of one request; a `Sampler` is one."""
+
+    def sample(self, logits: FloatArray, generated: Sequence[int]) -> int:
+        """Choose from logits `[V]`, knowing what was generated so far."""
+
+
+@attrs.frozen
+class GenerationEnd:
+    """A request's last event: why it ended, and its token counts."""
+
+    finish_reason: FinishReason
+    usage: Usage
+
+
+TokenEvent: TypeAlias = int | GenerationEnd | Exception
+
+
+@attrs.define(eq=False)
+class Job:
+    """A request in the loop.
+
+    Attributes:
+        prompt_ids: the prompt.
+        sampler: chooses each token.
+        stop_ids: ids that end the reply; they are not delivered.
+        max_new_tokens: most tokens to generate; the slot has room for them.
+        deliver: takes each token, then the end or what went wrong. It must not block.
+        cancelled: nobody waits for it any more.
+        cached_tokens: tokens of the prompt whose kv_cache was reused, known before the
+            first token is delivered.
+        generated: tokens so far, the stop token included; the loop's own.
+    """
+
+    prompt_ids: tuple[int, ...]
+    sampler: TokenChooser
+    stop_ids: frozenset[int]
+    max_new_tokens: int
+    deliver: Callable[[TokenEvent], None]
+    cancelled: bool = False
+    cached_tokens: int = 0
+    generated: list[int] = attrs.field(factory=list)
+
+    def cancel(self) -> None:
+        """Give its slot free at the next step."""
+        self.cancelled = True
+
+    def usage(self, completion_tokens: int) -> Usage:
+        """Token counts when this many tokens were generated."""
+        return Usage(len(self.prompt_ids), completion_tokens, self.cached_tokens)
+
+
+class DecodeLoop:
+    """Serves jobs until it takes None from its inbox.
+
+    Every attribute but the inbox belongs to the thread that runs `run`. Each step reads
+    waiting prompts into free slots, then decodes all running jobs in one batch.
+    """
+
+    def __init__(self, session: DecodeSession) -> None:
+        self.inbox: SimpleQueue[Job | None] = SimpleQueue()
+        self._session = session
+        self._sequences = [CachedSequence(slot) for slot in range(session.slots)]
+        self._waiting: deque[Job] = deque()
+        self._active: dict[Job, CachedSequence] = {}
+        self._uses = 0
+
+    def run(self) -> None:
+        """Serve; at the end refuse what is unfinished and close the session."""
+        while self._take_in():
+            try:
+                self._step()
+            except Exception as exc:
+                # One failed batch: its callers learn of it and the loop goes on.
+                for job in list(self._active):
+                    self._fail(job, exc)
+        for job in (*self._active, *self._waiting):
+            job.deliver(ServiceClosedError("the service was closed before the reply was complete"))
+        self._session.close()
+
+    def _take_in(self) -> bool:
+        while True:
+            idle = not (self._waiting or self._active)
+            try:
+                job = self.inbox.get(block=idle)
+            except Empty:
+                return True
+            if job is None:
+                return False
+            self._waiting.append(job)
+
+    def _step(self) -> None:
+        for job in [job for job in self._active if job.cancelled]:
+            self._release(job)
+        # A queue of prompts must not stop the replies that are being written.
+        admissions = 1 if self._active else len(self._sequences)
+        while self._waiting and admissions and len(self._active) < len(self._sequences):
+            job = self._waiting.popleft()
+            if not job.cancelled:
+                self._prefill(job)
+                admissions -= 1
+        if self._active:
+            self._decode()
+
+    def _prefill(self, job: Job) -> None:
+        placement = place(job.prompt_ids, self._sequences)
+        sequence, source, keep = placement.target, placement.source, placement.keep
+        self._active[job], sequence.busy = sequence, True
+        try:
+            if source is None:
+                self._session.truncate(sequence.slot, keep)
+            else:
+                self._session.copy(source.slot, sequence.slot, keep)
+            logits = self._session.prefill(sequence.slot, job.prompt_ids[keep:])
+        except Exception as exc:
+            self._fail(job, exc)
+            return
+        sequence.token_ids = list(job.prompt_ids)
+        sequence.prompt_length = len(job.prompt_ids)
+        job.cached_tokens = keep
+        self._choose(job, logits)
+
+    def _decode(self) -> None:
+        batch = list(self._active.items())
+        logits = self._session.decode(
+            [sequence.slot for _, sequence in batch], [job.generated[-1] for job, _ in batch]
+        )
+        for (job, sequence), row in zip(batch, logits, strict=True):
+            sequence.token_ids.append(job.generated[-1])
+            self._choose(job, row)
+
+    def _choose(self, job: Job, logits: FloatArray) -> None:
+        try:
+            token_id = job.sampler.sample(logits, job.generated)
+        except Exception as exc:
+            self._fail(job, exc)
+            return
+        job.generated.append(token_id)
+        if token_id in job.stop_ids:
+            self._end(job, FinishReason.STOP)
+            return
+        job.deliver(token_id)
+        if len(job.generated) >= job.max_new_tokens:
+            self._end(job, FinishReason.LENGTH)
+
+    def _end(self, job: Job, reason: FinishReason) -> None:
+        self._release(job)
+        job.deliver(GenerationEnd(reason, job.usage(len(job.generated))))
+
+    def _fail(self, job: Job, exc: Exception) -> None:
+        # What the slot holds after a failure is not to be trusted, nor to be reused.
+        self._release(job).forget()
+        _log.debug("a request failed: %s", type(exc).__name__)
+        job.deliver(_as_failure(exc))
+
+    def _release(self, job: Job) -> CachedSequence:
+        sequence = self._active.pop(job)
+        self._uses += 1
+        sequence.busy, sequence.last_used = False, self._uses
+        return sequence
+
+
+def _as_failure(exc: Exception) -> Glm3Error:
+    """An error of its own for each caller: several threads may raise it at once."""
+    failure: Glm3Error
+    if isinstance(exc, Glm3Error):
+        # __new__ takes what __init__ may not: a failure here would leave callers waiting.
+        failure = type(exc).__new__(type(exc), *exc.args)
+    else:
+        failure = RuntimeFailureError(f"the model failed: {type(exc).__name__}: {exc}")
+    failure.__cause__ = exc
+    return failure

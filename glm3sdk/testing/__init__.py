@@ -1,0 +1,30 @@
+"""For the tests of applications and plugins: fakes, contract tests, small checkpoints.
+
+A fake passes the same contract as the real adapter. To check an adapter of your own,
+subclass its contract in a test module and give it the fixture that it names:
+
+    from glm3sdk.testing import TokenizerContract
+
+    class TestMyTokenizer(TokenizerContract):
+        @pytest.fixture
+        def tokenizer(self):
+            return MyTokenizer()
+"""
+
+from __future__ import annotations
+
+from glm3sdk.testing.checkpoint_contract import CheckpointReaderContract
+from glm3sdk.testing.fake_tokenizer import CharacterTokenizer
+from glm3sdk.testing.random_checkpoint import write_random_checkpoint
+from glm3sdk.testing.runtime_contract import ModelRuntimeContract
+from glm3sdk.testing.scripted_runtime import ScriptedRuntime
+from glm3sdk.testing.tokenizer_contract import TokenizerContract
+
+__all__ = [
+    "CharacterTokenizer",
+    "CheckpointReaderContract",
+    "ModelRuntimeContract",
+    "ScriptedRuntime",
+    "TokenizerContract",
+    "write_random_checkpoint",
+]

@@ -1,0 +1,170 @@
+"""Build the bundled model from the dialogues beside this file: `make tiny`.
+
+Trains a SentencePiece vocabulary and a ChatGLM3 of preset "tiny" on MindSpore's CPU, checks
+that it answers what it was trained on, and writes glm3sdk/assets/tiny in fp16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+from safetensors.numpy import save_file
+
+from glm3sdk import GenerationConfig, Glm3Config, Glm3Service, Message, Role, load_tokenizer
+from glm3sdk.adapters.mindspore.profiles import CPU
+from glm3sdk.adapters.mindspore.runtime import MindSporeRuntime
+from glm3sdk.adapters.storage.hugging_face import HuggingFaceDirectory
+from glm3sdk.domain.history import read_history
+from glm3sdk.domain.training import CosineSchedule
+from glm3sdk.ports.arrays import HostArray
+from glm3sdk.ports.tokenizer import Tokenizer
+from glm3sdk.ports.training import AdamW
+from glm3sdk.services.examples import Example, bucketed_batches, encode_conversation
+from glm3sdk.testing.random_checkpoint import write_random_checkpoint
+
+HERE = Path(__file__).parent
+ASSETS = HERE.parents[1] / "glm3sdk" / "assets" / "tiny"
+CONFIG = Glm3Config.preset("tiny")
+BUCKETS = (64, 128, 192, 256, 384, 640)
+SPECIAL_TOKENS = 9
+
+log = logging.getLogger("tiny")
+
+
+def read_dialogues() -> list[tuple[Message, ...]]:
+    """Every dialogue of dialogues/*.jsonl."""
+    lines = [
+        line
+        for path in sorted((HERE / "dialogues").glob("*.jsonl"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    return [read_history(json.loads(line)["messages"]) for line in lines]
+
+
+def train_tokenizer(dialogues: list[tuple[Message, ...]], directory: Path) -> Tokenizer:
+    """Train a vocabulary with byte fallback and the published file's conventions."""
+    texts = {
+        line
+        for dialogue in dialogues
+        for message in dialogue
+        for line in [*message.content.split("\n"), *_tool_lines(message)]
+        if line
+    }
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sorted(texts)),
+        model_prefix=str(directory / "tokenizer"),
+        vocab_size=CONFIG.padded_vocab_size - SPECIAL_TOKENS,
+        hard_vocab_limit=False,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        num_threads=1,
+        minloglevel=2,
+    )
+    (directory / "tokenizer.vocab").unlink()
+    return load_tokenizer(directory)
+
+
+def _tool_lines(message: Message) -> list[str]:
+    return json.dumps(list(message.tools), indent=4, ensure_ascii=False).split("\n")
+
+
+def train(
+    directory: Path, examples: list[Example], *, steps: int, batch_tokens: int
+) -> dict[str, HostArray]:
+    """Train from random weights and return the trained ones."""
+    write_random_checkpoint(directory, CONFIG, seed=1)
+    reader = HuggingFaceDirectory(directory)
+    runtime = MindSporeRuntime(config=CONFIG, checkpoint=reader, profile=CPU)
+    session = runtime.start_training(optimizer=AdamW(weight_decay=0.01))
+    schedule = CosineSchedule(peak=2e-3, end=2e-5, warmup_steps=60, total_steps=steps)
+    batches = bucketed_batches(examples, buckets=BUCKETS, batch_tokens=batch_tokens, seed=2)
+    started, losses = time.perf_counter(), []
+    for step in range(steps):
+        metrics = session.train_step([next(batches)], learning_rate=schedule(step))
+        losses.append(metrics.loss)
+        if step % 100 == 99:
+            seconds = time.perf_counter() - started
+            log.info("step %d/%d loss %.4f %.0f s", step + 1, steps, np.mean(losses), seconds)
+            losses.clear()
+    weights = dict(session.weights())
+    session.close()
+    runtime.close()
+    return weights
+
+
+def check(directory: Path, tokenizer: Tokenizer, dialogues: list[tuple[Message, ...]]) -> float:
+    """Share of trained assistant turns that greedy decoding gives back to the character."""
+    reader = HuggingFaceDirectory(directory)
+    runtime = MindSporeRuntime(config=CONFIG, checkpoint=reader, profile=CPU)
+    greedy = GenerationConfig(do_sample=False, max_new_tokens=300)
+    wanted = list(_turns(dialogues))
+    with Glm3Service(runtime=runtime, tokenizer=tokenizer, slots=8, owns_runtime=True) as service:
+        replies = service.chat_batch([history for history, _ in wanted], greedy)
+    right = 0
+    for (history, expected), reply in zip(wanted, replies, strict=True):
+        answered = reply.history[len(history) :][:1]
+        if answered == (expected,):
+            right += 1
+        else:
+            log.info("%s: expected %r, got %r", history[-1].content[-60:], expected, answered)
+    return right / len(wanted)
+
+
+def _turns(
+    dialogues: list[tuple[Message, ...]],
+) -> Iterator[tuple[tuple[Message, ...], Message]]:
+    for dialogue in dialogues:
+        for index, message in enumerate(dialogue):
+            after_thought = index > 0 and dialogue[index - 1].role is Role.ASSISTANT
+            if message.role is Role.ASSISTANT and index > 0 and not after_thought:
+                yield dialogue[:index], message
+
+
+def main() -> None:
+    """Build, check and publish."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch-tokens", type=int, default=1024)
+    parser.add_argument("--out", type=Path, default=ASSETS)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    dialogues = read_dialogues()
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        tokenizer = train_tokenizer(dialogues, directory)
+        examples = [encode_conversation(dialogue, tokenizer) for dialogue in dialogues]
+        log.info(
+            "%d dialogues, %d tokens, longest %d, vocabulary %d",
+            len(dialogues),
+            sum(map(len, examples)),
+            max(map(len, examples)),
+            tokenizer.vocab_size,
+        )
+        weights = train(
+            directory, examples, steps=arguments.steps, batch_tokens=arguments.batch_tokens
+        )
+        halves = {key: value.astype(np.float16) for key, value in weights.items()}
+        save_file(halves, directory / "model.safetensors", metadata={"format": "np"})
+        values = {**CONFIG.to_hugging_face(), "torch_dtype": "float16"}
+        (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+        share = check(directory, tokenizer, dialogues)
+        log.info("%.1f%% of the trained turns come back to the character", 100 * share)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        for file in ("config.json", "model.safetensors", "tokenizer.model"):
+            shutil.copyfile(directory / file, arguments.out / file)
+
+
+if __name__ == "__main__":
+    main()
