@@ -9,7 +9,6 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 
-from glm3sdk import plugins
 from glm3sdk.adapters.mindspore.profiles import PROFILES
 from glm3sdk.adapters.mindspore.runtime import MindSporeRuntime
 from glm3sdk.adapters.sentencepiece import SentencePieceTokenizer
@@ -18,6 +17,7 @@ from glm3sdk.adapters.storage.validation import require_tensors
 from glm3sdk.domain.model import PRESETS
 from glm3sdk.errors import InvalidCheckpointError, InvalidTokenizerError, unknown_name
 from glm3sdk.hookspecs import RegisterRuntime, hookimpl
+from glm3sdk.plugins import plugin_manager, registered_runtimes
 from glm3sdk.ports.model_runtime import ModelRuntime
 from glm3sdk.ports.tokenizer import Tokenizer
 from glm3sdk.services.chat import Glm3Service
@@ -93,8 +93,7 @@ def load_runtime(
     max_device_memory: str | None = None,
 ) -> ModelRuntime:
     """Load a model's weights alone: tokens in, logits out. Arguments as `load_service`."""
-    manager = plugins.plugin_manager([sys.modules[__name__]])
-    factories = plugins.registered_runtimes(manager)
+    factories = registered_runtimes(plugin_manager([sys.modules[__name__]]))
     if runtime not in factories:
         raise unknown_name("runtime", runtime, factories)
     directory = HuggingFaceDirectory(_model_directory(model))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import NamedTuple
 
 
 class Glm3Error(Exception):
@@ -32,6 +33,45 @@ class InvalidGenerationConfigError(UserError):
 
 class InvalidConfigError(UserError):
     """A model's config.json is missing, unreadable or of another architecture."""
+
+
+class Problem(NamedTuple):
+    """What is wrong with one key of a run configuration.
+
+    Attributes:
+        file: where it was read; "--set" for an override, "" for a value given from Python.
+        line: counted from 1; 0 where there is none.
+        column: counted from 1; 0 where there is none.
+        key: dotted, such as "training.epochs"; "" for the file as a whole.
+        message: what is wrong and what would be right.
+    """
+
+    file: str
+    line: int
+    column: int
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        if self.file == "--set":
+            return f"--set {self.key}: {self.message}"
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        return ": ".join(part for part in (place, self.key, self.message) if part)
+
+
+class InvalidRunConfigError(UserError):
+    """A run configuration cannot be used; the message has one line a problem.
+
+    Attributes:
+        problems: every one that was found, in the order of the file.
+    """
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.problems))
 
 
 class InvalidCheckpointError(UserError):
@@ -80,6 +120,10 @@ class NonFiniteLossError(Glm3Error):
 
 class RuntimeFailureError(Glm3Error):
     """The framework failed while it ran a graph; the cause is chained."""
+
+
+class CheckpointWriteError(Glm3Error):
+    """A checkpoint could not be written (no room, no permission); nothing was published."""
 
 
 class ServiceClosedError(Glm3Error):

@@ -53,6 +53,9 @@ class RegisterRuntime(Protocol):
         """Register `factory` as `name`; a name that is taken is an error."""
 
 
-@hookspec
-def glm3_register_runtimes(register: RegisterRuntime) -> None:
-    """Call `register(name, factory)` for each runtime that the plugin brings."""
+class Hooks:
+    """Every hook; a plugin implements the ones it needs, as functions without self."""
+
+    @hookspec
+    def glm3_register_runtimes(self, register: RegisterRuntime) -> None:
+        """Call `register(name, factory)` for each runtime that the plugin brings."""

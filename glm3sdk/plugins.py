@@ -6,9 +6,8 @@ from collections.abc import Iterable
 
 import pluggy
 
-from glm3sdk import hookspecs
 from glm3sdk.errors import PluginError
-from glm3sdk.hookspecs import PROJECT, RuntimeFactory
+from glm3sdk.hookspecs import PROJECT, Hooks, RuntimeFactory
 
 
 def plugin_manager(builtins: Iterable[object], *, discover: bool = True) -> pluggy.PluginManager:
@@ -22,7 +21,7 @@ def plugin_manager(builtins: Iterable[object], *, discover: bool = True) -> plug
         PluginError: a plugin cannot be imported, or implements an unknown hook.
     """
     manager = pluggy.PluginManager(PROJECT)
-    manager.add_hookspecs(hookspecs)
+    manager.add_hookspecs(Hooks)
     for builtin in builtins:
         manager.register(builtin)
     try:

@@ -1,7 +1,7 @@
-"""Which tokens of a conversation are trained, and where their labels stand.
+"""Which tokens of a sequence are learned, and where their labels stand.
 
 Labels here are always shifted: `labels[i]` is the token that follows `input_ids[i]`, or
-`IGNORED_LABEL`.
+`IGNORED_LABEL`. So runs of learned positions tell all labels.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from collections.abc import Sequence
 import attrs
 
 IGNORED_LABEL = -100
+
+Run = tuple[int, int]
+"""Positions `[start, stop)` of tokens that are learned; the first token never is."""
 
 
 @attrs.frozen
@@ -28,32 +31,37 @@ class Turn:
     trained: bool
 
 
-def conversation_labels(
+def join_turns(
     prefix: Sequence[int], turns: Sequence[Turn], *, eos_id: int
-) -> tuple[list[int], list[int]]:
+) -> tuple[list[int], list[Run]]:
     """Join turns into one training sequence.
 
-    The tokens of a trained turn are labels, and so is the token that opens whatever follows
-    it: the next role token, or `</s>` at the end. A role token after a turn that is not
-    trained is not a label.
+    The tokens of a trained turn are learned, and so is the token that opens whatever follows
+    it: the next role token, or `</s>` at the end. What opens a turn after one that is not
+    trained is not learned.
 
     Args:
         prefix: `[gMASK] sop`.
         turns: the conversation.
-        eos_id: id of `</s>`, put at the end after a trained turn.
+        eos_id: id of `</s>`, which ends the sequence.
 
     Returns:
-        input_ids `[T]` and labels `[T]`, already shifted.
+        input_ids `[T]` and the runs that are learned.
     """
-    tokens, counted = list(prefix), [False] * len(prefix)
-    after_trained = False
+    tokens, learned = list(prefix), []
     for turn in turns:
-        tokens += [turn.role_id, *turn.input_ids]
-        counted += [after_trained, *([turn.trained] * len(turn.input_ids))]
-        after_trained = turn.trained
-    if after_trained:
-        tokens.append(eos_id)
-        counted.append(True)
-    following = zip(tokens[1:], counted[1:], strict=True)
-    labels = [token if count else IGNORED_LABEL for token, count in following]
-    return tokens, [*labels, IGNORED_LABEL]
+        tokens.append(turn.role_id)
+        start = len(tokens)
+        tokens += turn.input_ids
+        if turn.trained:
+            learned.append((start, len(tokens) + 1))
+    tokens.append(eos_id)
+    return tokens, learned
+
+
+def shifted_labels(input_ids: Sequence[int], learned: Sequence[Run]) -> list[int]:
+    """The labels `[T]` of a sequence, already shifted."""
+    labels = [IGNORED_LABEL] * len(input_ids)
+    for start, stop in learned:
+        labels[start - 1 : stop - 1] = input_ids[start:stop]
+    return labels

@@ -17,8 +17,7 @@ def _positive(_: object, attribute: attrs.Attribute[Any], value: object) -> None
 
 
 def _positive_number(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and 0 < value < math.inf):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise InvalidConfigError(f"{attribute.name} must be positive, not {value!r}")
 
 

@@ -1,16 +1,20 @@
 """The port of training: one optimizer step at a time.
 
-Schedules, data order, checkpoints and resume are decided by services.
+Schedules, data order, loss scale, checkpoints and resume are decided by services, once for
+every runtime.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from typing import Protocol
 
 import attrs
 
+from glm3sdk.domain.lora import Lora
 from glm3sdk.ports.arrays import HostArray, IntArray
+from glm3sdk.ports.checkpoint_store import CheckpointReader, TensorSpec
 
 
 @attrs.frozen(eq=False)
@@ -45,6 +49,23 @@ class AdamW:
     clip_norm: float | None = 1.0
 
 
+@attrs.frozen(kw_only=True)
+class TrainingPlan:
+    """What a training session trains, and how.
+
+    Attributes:
+        optimizer: AdamW's constants.
+        lora: train an adapter and leave the weights; None trains every weight.
+        recompute: recompute activations in the backward pass instead of keeping them.
+        seed: of the adapter's first values.
+    """
+
+    optimizer: AdamW = AdamW()
+    lora: Lora | None = None
+    recompute: bool = False
+    seed: int = 0
+
+
 @attrs.frozen
 class StepMetrics:
     """What a step measured.
@@ -60,23 +81,57 @@ class StepMetrics:
     grad_norm: float = 0.0
 
 
+class StatePart(Enum):
+    """What of a session's state is asked for.
+
+    WEIGHTS: what is trained: every weight under its Hugging Face name, or the adapter's
+        matrices under PEFT's.
+    OPTIMIZER: AdamW's moments and the powers of its betas.
+    """
+
+    WEIGHTS = "weights"
+    OPTIMIZER = "optimizer"
+
+
 class TrainingSession(Protocol):
-    """A model being trained."""
+    """A model being trained. Contract: `glm3sdk.testing.TrainingContract`."""
 
     def train_step(
-        self, micro_batches: Sequence[TokenBatch], *, learning_rate: float
+        self,
+        micro_batches: Sequence[TokenBatch],
+        *,
+        learning_rate: float,
+        loss_scale: float = 1.0,
+        dropout_seed: int = 0,
     ) -> StepMetrics:
         """Take one optimizer step over the mean loss of all micro-batches.
 
+        Args:
+            micro_batches: batches of one shape; their counted labels weigh alike.
+            learning_rate: of this step.
+            loss_scale: the loss is multiplied by it and the gradients divided.
+            dropout_seed: decides what this step drops; the same seed drops the same.
+
         Raises:
+            InvalidDatasetError: no label of the step counts.
             NonFiniteLossError: the loss or the gradient is not finite; nothing was updated.
         """
 
     def eval_loss(self, batch: TokenBatch) -> StepMetrics:
-        """Loss of a batch, changing nothing."""
+        """Loss of a batch, without dropout, changing nothing."""
 
-    def weights(self) -> Iterator[tuple[str, HostArray]]:
-        """Every weight under its Hugging Face name, one in host memory at a time."""
+    def specs(self, part: StatePart) -> Mapping[str, TensorSpec]:
+        """Names, shapes and dtypes of what `state` yields."""
+
+    def state(self, part: StatePart) -> Iterator[tuple[str, HostArray]]:
+        """A part of the state, one tensor in host memory at a time."""
+
+    def restore(self, checkpoint: CheckpointReader) -> None:
+        """Take both parts from a checkpoint that `state` filled.
+
+        Raises:
+            InvalidCheckpointError: a tensor is missing or has another shape.
+        """
 
     def close(self) -> None:
         """Free what training needs."""

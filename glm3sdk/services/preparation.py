@@ -19,7 +19,8 @@ from glm3sdk.errors import (
 )
 from glm3sdk.ports.tokenizer import Tokenizer
 from glm3sdk.services.encoding import encode_chat, encode_segments
-from glm3sdk.services.request import CompletionStream, Event, EventStream, ReplyStream, Request
+from glm3sdk.services.reply_stream import CompletionStream, ReplyStream
+from glm3sdk.services.request import Event, EventStream, Request
 from glm3sdk.services.sampling import Sampler
 
 History: TypeAlias = Sequence[Message | Mapping[str, Any]]
@@ -67,13 +68,13 @@ class Preparation:
         config = _checked(config)
         if not isinstance(prompt, str):
             raise InvalidMessageError(f"a prompt must be text, not {prompt!r:.80}")
-        segments = parse_ready_made(prompt) or (
-            SpecialToken.GMASK,
-            SpecialToken.SOP,
-            Message.user(prompt).content,  # refuses half a character
-        )
+        ready_made = parse_ready_made(prompt)
+        plain = Message.user(prompt).content  # refuses half a character
+        segments = ready_made or (SpecialToken.GMASK, SpecialToken.SOP, plain)
         prompt_ids = encode_segments(segments, self._tokenizer)
-        stream = CompletionStream(prompt_ids, tokenizer=self._tokenizer, stops=config.stop)
+        # A ready-made prompt ends where a message begins: nothing there to go on with.
+        before = [] if ready_made else prompt_ids
+        stream = CompletionStream(before, tokenizer=self._tokenizer, stops=config.stop)
         return self._request(prompt_ids, config, stream)
 
     def _request(

@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 from safetensors.numpy import save_file
+from variations import tool_variations
 
 from glm3sdk import GenerationConfig, Glm3Config, Glm3Service, Message, Role, load_tokenizer
 from glm3sdk.adapters.mindspore.profiles import CPU
 from glm3sdk.adapters.mindspore.runtime import MindSporeRuntime
 from glm3sdk.adapters.storage.hugging_face import HuggingFaceDirectory
 from glm3sdk.domain.history import read_history
-from glm3sdk.domain.training import CosineSchedule
+from glm3sdk.domain.training import Schedule
 from glm3sdk.ports.arrays import HostArray
 from glm3sdk.ports.tokenizer import Tokenizer
 from glm3sdk.ports.training import AdamW
@@ -36,6 +37,7 @@ ASSETS = HERE.parents[1] / "glm3sdk" / "assets" / "tiny"
 CONFIG = Glm3Config.preset("tiny")
 BUCKETS = (64, 128, 192, 256, 384, 640)
 SPECIAL_TOKENS = 9
+VARIATIONS = 60
 
 log = logging.getLogger("tiny")
 
@@ -88,7 +90,7 @@ def train(
     reader = HuggingFaceDirectory(directory)
     runtime = MindSporeRuntime(config=CONFIG, checkpoint=reader, profile=CPU)
     session = runtime.start_training(optimizer=AdamW(weight_decay=0.01))
-    schedule = CosineSchedule(peak=2e-3, end=2e-5, warmup_steps=60, total_steps=steps)
+    schedule = Schedule(kind="cosine", peak=2e-3, end=2e-5, warmup_steps=60, total_steps=steps)
     batches = bucketed_batches(examples, buckets=BUCKETS, batch_tokens=batch_tokens, seed=2)
     started, losses = time.perf_counter(), []
     for step in range(steps):
@@ -135,7 +137,7 @@ def _turns(
 def main() -> None:
     """Build, check and publish."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1400)
     parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument("--out", type=Path, default=ASSETS)
     arguments = parser.parse_args()
@@ -144,10 +146,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         tokenizer = train_tokenizer(dialogues, directory)
-        examples = [encode_conversation(dialogue, tokenizer) for dialogue in dialogues]
+        trained = dialogues + tool_variations(VARIATIONS, seed=3)
+        examples = [encode_conversation(dialogue, tokenizer) for dialogue in trained]
         log.info(
             "%d dialogues, %d tokens, longest %d, vocabulary %d",
-            len(dialogues),
+            len(trained),
             sum(map(len, examples)),
             max(map(len, examples)),
             tokenizer.vocab_size,

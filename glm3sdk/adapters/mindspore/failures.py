@@ -19,6 +19,6 @@ def translated(work: Callable[[], R]) -> R:
     """
     try:
         return EXECUTOR.run(work)
-    except (RuntimeError, ValueError, TypeError, MemoryError) as exc:
+    except (RuntimeError, ValueError, TypeError, MemoryError, SystemError) as exc:
         reason = next(iter(str(exc).strip().splitlines()), type(exc).__name__)
-        raise RuntimeFailureError(f"MindSpore failed to run a graph: {reason}") from exc
+        raise RuntimeFailureError(f"MindSpore failed: {reason}") from exc

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from glm3sdk.adapters.mindspore.context import set_up
+from typing import TYPE_CHECKING
+
+from glm3sdk.adapters.mindspore.context import free_unused, set_up
 from glm3sdk.adapters.mindspore.executor import EXECUTOR
+from glm3sdk.adapters.mindspore.failures import translated
 from glm3sdk.adapters.mindspore.profiles import DeviceProfile
 from glm3sdk.domain.model import Glm3Config
 from glm3sdk.errors import ServiceClosedError, UnsupportedOptionError
 from glm3sdk.ports.checkpoint_store import CheckpointReader
 from glm3sdk.ports.model_runtime import DecodeSession, RuntimeCapabilities
 from glm3sdk.ports.training import AdamW, TrainingSession
+
+if TYPE_CHECKING:
+    from glm3sdk.adapters.mindspore.model.transformer import Glm3Cells
 
 
 class MindSporeRuntime:
@@ -21,12 +27,14 @@ class MindSporeRuntime:
         profile: the device and its kernels.
         dtype: what to hold the weights in; None is the profile's default.
         device_id: which card.
-        max_device_memory: most memory that MindSpore may take of a card, such as "59GB".
+        max_device_memory: most memory that MindSpore may take of a card, such as "59GB";
+            it means nothing on a CPU.
 
     Raises:
         BackendUnavailableError: MindSpore or the device is not there.
         UnsupportedOptionError: the device does not compute in that dtype.
         InvalidCheckpointError: a tensor cannot be read.
+        RuntimeFailureError: there is not enough memory, for one.
     """
 
     def __init__(
@@ -43,9 +51,8 @@ class MindSporeRuntime:
         self._config = config
         self._profile = profile
         self._capabilities = RuntimeCapabilities(name=profile.name, dtype=chosen, training=True)
-        self._closed = False
 
-        def load() -> object:
+        def load() -> Glm3Cells:
             set_up(profile, device_id=device_id, max_device_memory=max_device_memory)
             # Imported here: mindspore must load on the executor, and only when it is used.
             from glm3sdk.adapters.mindspore.model.transformer import Glm3Cells
@@ -53,7 +60,7 @@ class MindSporeRuntime:
 
             return Glm3Cells(config, profile, LoadedWeights(checkpoint, dtype=chosen))
 
-        self._cells = EXECUTOR.run(load)
+        self._cells: Glm3Cells | None = translated(load)
 
     @property
     def config(self) -> Glm3Config:
@@ -67,16 +74,16 @@ class MindSporeRuntime:
 
     def start_decode(self, *, slots: int, max_seq_length: int) -> DecodeSession:
         """Allocate a kv_cache; see the port."""
-        self._check_open()
+        cells = self._open_cells()
         from glm3sdk.adapters.mindspore.session import MindSporeDecodeSession
 
         return MindSporeDecodeSession(
-            self._config, self._profile, self._cells, slots=slots, max_seq_length=max_seq_length
+            self._config, self._profile, cells, slots=slots, max_seq_length=max_seq_length
         )
 
     def start_training(self, *, optimizer: AdamW) -> TrainingSession:
         """Train every weight; see the port. The runtime must hold them in float32."""
-        self._check_open()
+        cells = self._open_cells()
         if self._capabilities.dtype != "float32":
             raise UnsupportedOptionError(
                 f"training needs float32 weights, not {self._capabilities.dtype}; "
@@ -84,16 +91,15 @@ class MindSporeRuntime:
             )
         from glm3sdk.adapters.mindspore.training import MindSporeTrainingSession
 
-        return MindSporeTrainingSession(
-            self._config, self._profile, self._cells, optimizer=optimizer
-        )
+        return MindSporeTrainingSession(self._config, self._profile, cells, optimizer=optimizer)
 
     def close(self) -> None:
-        """Free the weights."""
-        if not self._closed:
-            self._closed = True
-            EXECUTOR.run(lambda: setattr(self, "_cells", None))
+        """Free the weights; sessions that are still open keep them until they are closed too."""
+        if self._cells is not None:
+            self._cells = None
+            EXECUTOR.clear_up(free_unused)
 
-    def _check_open(self) -> None:
-        if self._closed:
+    def _open_cells(self) -> Glm3Cells:
+        if self._cells is None:
             raise ServiceClosedError("this runtime was closed; load it again")
+        return self._cells

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
 from mindspore import Tensor, nn
 
+from glm3sdk.adapters.mindspore.compile_cache import COMPILE_CACHE
+from glm3sdk.adapters.mindspore.context import free_graphs, free_unused
 from glm3sdk.adapters.mindspore.executor import EXECUTOR
 from glm3sdk.adapters.mindspore.failures import translated
 from glm3sdk.adapters.mindspore.model.decoding import (
@@ -39,9 +43,18 @@ class MindSporeDecodeSession:
     ) -> None:
         self._config = config
         self._table = SlotTable(config, slots=slots, max_seq_length=max_seq_length)
-        self._graphs = EXECUTOR.run(
-            lambda: SessionGraphs(config, profile, cells, slots=slots, length=max_seq_length)
+        self._graphs = translated(
+            lambda: SessionGraphs(
+                config,
+                profile,
+                cells,
+                slots=self._table.slots,
+                length=self._table.max_seq_length,
+            )
         )
+        # MindSpore frees a graph on the thread that made it, never in a collection elsewhere.
+        finalizer = weakref.finalize(self, EXECUTOR.post, self._graphs.release)
+        finalizer.atexit = False
 
     @property
     def slots(self) -> int:
@@ -63,17 +76,19 @@ class MindSporeDecodeSession:
     ) -> FloatArray:
         """Append `input_ids` `[T]`; logits `[V]`, or `[T, V]` with all_logits."""
         slot, ids = self._table.check_prefill(slot, input_ids)
-        start = self._table.length(slot)
-        graphs = self._graphs
-
-        def work() -> FloatArray:
-            pieces = []
-            for begin in range(0, len(ids), PREFILL_CHUNK):
-                piece = ids[begin : begin + PREFILL_CHUNK]
-                pieces.append(graphs.prefill(slot, start + begin, piece, all_logits=all_logits))
-            return np.concatenate(pieces) if all_logits else pieces[-1][0]
-
-        logits = translated(work)
+        start, graphs = self._table.length(slot), self._graphs
+        pieces = []
+        for begin in range(0, len(ids), PREFILL_CHUNK):
+            run = functools.partial(
+                graphs.prefill,
+                slot,
+                start + begin,
+                ids[begin : begin + PREFILL_CHUNK],
+                all_logits=all_logits,
+            )
+            # A job for each: what other sessions wait for comes in between.
+            pieces.append(translated(run))
+        logits: FloatArray = np.concatenate(pieces) if all_logits else pieces[-1][0]
         self._table.advance(slot, len(ids))
         return logits
 
@@ -106,8 +121,7 @@ class MindSporeDecodeSession:
     def close(self) -> None:
         """Free the kv_cache."""
         self._table.close()
-        # MindSpore frees a graph's memory on the thread that made it.
-        EXECUTOR.run(self._graphs.release)
+        EXECUTOR.clear_up(self._graphs.release)
 
 
 class SessionGraphs:
@@ -130,6 +144,10 @@ class SessionGraphs:
         self._prefill = PrefillGraph(config, profile, cells, self._cache)
         self._decode = DecodeGraph(config, profile, cells, self._cache)
         self._copy = CopyGraph(self._cache)
+        self._ready: set[str] = set()
+        # Kept graphs were tried on a CPU alone.
+        self._kept = profile.device_target == "CPU"
+        self._identity = f"{config}\n{profile}\n{cells.word_embeddings.dtype}\n{slots}\n{length}"
 
     @property
     def compiled(self) -> int:
@@ -145,6 +163,7 @@ class SessionGraphs:
         context_rows = self._rows(np.array([slot]), context[:, None]).T
         wanted = np.arange(count, dtype=np.int32) if all_logits else np.array([count - 1], np.int32)
         return self._call(
+            "prefill",
             self._prefill,
             ids,
             positions,
@@ -164,20 +183,27 @@ class SessionGraphs:
             positions = np.concatenate([positions, np.zeros(padding, np.int32)])
             ids = np.concatenate([ids, np.zeros(padding, np.int32)])
         rows = self._rows(slots[:, None], positions[:, None, None])[:, 0]
-        return self._call(self._decode, ids, positions, slots, rows.ravel())[:lanes]
+        logits = self._call(f"decode {len(ids)}", self._decode, ids, positions, slots, rows.ravel())
+        return logits[:lanes]
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of one slot's cache to another's."""
         positions = np.arange(length, dtype=np.int32)[:, None]
         self._call(
+            "copy",
             self._copy,
             self._rows(np.array([source]), positions).ravel(),
             self._rows(np.array([target]), positions).ravel(),
         )
 
     def release(self) -> None:
-        """Drop the graphs and the cache."""
+        """Drop the graphs and the cache; a second time changes nothing."""
+        if not self.__dict__:
+            return
+        free_graphs((self._prefill, self._decode, self._copy))
+        # No local name may stand for a cell now, or it would not be freed.
         self.__dict__.clear()
+        free_unused()
 
     def _rows(self, slots: IntArray, positions: IntArray) -> IntArray:
         """Cache rows `[..., G]` of slots and positions (which broadcast)."""
@@ -185,7 +211,12 @@ class SessionGraphs:
         rows = (slots[..., None] * self._groups + groups) * self._length + positions
         return rows.astype(np.int32)
 
-    @staticmethod
-    def _call(cell: nn.Cell, *inputs: IntArray) -> FloatArray:
-        logits: FloatArray = cell(*(Tensor(value) for value in inputs)).asnumpy()
+    def _call(self, name: str, cell: nn.Cell, *inputs: IntArray) -> FloatArray:
+        """Run a graph; `name` tells it from the session's other graphs."""
+        tensors = [Tensor(value) for value in inputs]
+        if name not in self._ready:
+            if self._kept:
+                COMPILE_CACHE.compile(cell, tensors, key=f"{name}\n{self._identity}")
+            self._ready.add(name)
+        logits: FloatArray = cell(*tensors).asnumpy()
         return logits

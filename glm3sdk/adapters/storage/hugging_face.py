@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-import ml_dtypes  # noqa: F401  # gives numpy the dtype name "bfloat16", which safetensors asks for
-import numpy as np
-from safetensors import SafetensorError, safe_open
-
+from glm3sdk.adapters.storage.safetensors_file import TensorFiles, read_specs
 from glm3sdk.domain.model import Glm3Config
 from glm3sdk.errors import Glm3Error, InvalidCheckpointError, InvalidConfigError
 from glm3sdk.ports.arrays import HostArray
 from glm3sdk.ports.checkpoint_store import TensorSpec
+from glm3sdk.ports.tensor_values import FLOATS
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.model"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-
-# What numpy and ml_dtypes can hold; a tensor of another dtype is listed and cannot be read.
-_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
 
 class HuggingFaceDirectory:
@@ -46,8 +40,7 @@ class HuggingFaceDirectory:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._files: dict[str, Path] = {}
-        self._tensors: dict[str, TensorSpec] = {}
+        self._weights = TensorFiles(self.path, readable=FLOATS)
         try:
             self._check_directory()
             self.config: Glm3Config = self._read_config()
@@ -61,7 +54,7 @@ class HuggingFaceDirectory:
     @property
     def tensors(self) -> Mapping[str, TensorSpec]:
         """Every tensor's name with its shape and dtype."""
-        return MappingProxyType(self._tensors)
+        return self._weights.tensors
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> HostArray:
         """Read a tensor, or a slice of it (steps of 1), in its stored dtype.
@@ -70,21 +63,7 @@ class HuggingFaceDirectory:
             InvalidCheckpointError: no such tensor, an index that does not fit it, a dtype
                 that is not read, or a file that was damaged since it was opened.
         """
-        if name not in self._tensors:
-            raise InvalidCheckpointError(f"{self.path}: no tensor {name!r} in this checkpoint")
-        spec, file = self._tensors[name], self._files[name]
-        if spec.dtype not in _DTYPES.values():
-            raise InvalidCheckpointError(
-                f"{file}: tensor {name} is {spec.dtype}; convert it to one of "
-                f"{', '.join(_DTYPES.values())}"
-            )
-        ranges = _ranges(name, spec.shape, index)
-        shape = tuple(stop - start for start, stop in ranges)
-        if 0 in shape:
-            return np.empty(shape, np.dtype(spec.dtype))
-        slices = tuple(slice(start, stop) for start, stop in ranges)
-        array: HostArray = _with_file(file, lambda opened: opened.get_slice(name)[slices])
-        return array
+        return self._weights.read(name, index)
 
     def _check_directory(self) -> None:
         if not self.path.exists():
@@ -161,20 +140,14 @@ class HuggingFaceDirectory:
         file = self._member(file_name, InvalidCheckpointError)
         if not file.is_file():
             raise InvalidCheckpointError(f"{file} is missing or not a file; download it again")
-        found = _with_file(file, _specs)
+        found = read_specs(file, dtypes=FLOATS)
         missing = sorted((wanted or set()) - found.keys())
         if missing:
             raise InvalidCheckpointError(
                 f"{file} lacks {_some(missing)}, which {INDEX_FILE} places there; download both "
                 "again"
             )
-        for name in found if wanted is None else sorted(wanted):
-            if name in self._files:
-                raise InvalidCheckpointError(
-                    f"tensor {name} is both in {self._files[name]} and in {file}; "
-                    "remove the file that is not the model's"
-                )
-            self._files[name], self._tensors[name] = file, found[name]
+        self._weights.add(file, found if wanted is None else {n: found[n] for n in sorted(wanted)})
 
 
 def _some(names: list[str]) -> str:
@@ -190,35 +163,3 @@ def _read_json(file: Path, error: type[Glm3Error]) -> Any:
         raise error(f"{file} is not UTF-8 text ({exc.reason} at byte {exc.start})") from exc
     except (ValueError, RecursionError) as exc:
         raise error(f"{file} is not JSON: {exc}; download it again") from exc
-
-
-def _with_file(file: Path, use: Callable[[Any], Any]) -> Any:
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            return use(opened)
-    except (SafetensorError, OSError) as exc:
-        raise InvalidCheckpointError(
-            f"{file} is truncated or not safetensors ({exc}); download it again"
-        ) from exc
-
-
-def _specs(opened: Any) -> dict[str, TensorSpec]:
-    specs = {}
-    for name in opened.keys():  # noqa: SIM118  # the file is no mapping
-        view = opened.get_slice(name)
-        stored = view.get_dtype()
-        specs[name] = TensorSpec(tuple(view.get_shape()), _DTYPES.get(stored, stored.lower()))
-    return specs
-
-
-def _ranges(
-    name: str, shape: tuple[int, ...], index: tuple[slice, ...]
-) -> tuple[tuple[int, int], ...]:
-    if len(index) > len(shape) or any(part.step not in (None, 1) for part in index):
-        raise InvalidCheckpointError(
-            f"tensor {name} of shape {list(shape)} cannot be read by {index!r}; "
-            "pass at most one slice a dimension, with steps of 1"
-        )
-    full = index + (slice(None),) * (len(shape) - len(index))
-    bounds = [part.indices(size)[:2] for part, size in zip(full, shape, strict=True)]
-    return tuple((start, max(start, stop)) for start, stop in bounds)

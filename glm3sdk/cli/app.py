@@ -1,0 +1,21 @@
+"""The commands of `glm3` together."""
+
+from __future__ import annotations
+
+import click
+
+from glm3sdk._version import __version__
+from glm3sdk.cli.chat import chat
+from glm3sdk.cli.failures import ReportingGroup
+from glm3sdk.cli.generate import generate
+from glm3sdk.cli.tokenize import tokenize
+
+
+@click.group(cls=ReportingGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="glm3")
+def app() -> None:
+    """ChatGLM3-6B: chat, raw completions and tokens, on Ascend or a plain CPU."""
+
+
+for _command in (chat, generate, tokenize):
+    app.add_command(_command)

@@ -1,0 +1,132 @@
+"""`glm3 chat`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from glm3sdk.cli.generation import generation_config, generation_options, usage_json
+from glm3sdk.cli.input import read_json_list, read_stdin, stdin_is_terminal
+from glm3sdk.cli.loading import Loaders, loaded_service, model_options
+from glm3sdk.cli.screen import Screen
+from glm3sdk.domain.chat import CodeCell, MalformedToolCall, Message, Reply, ToolCall, ToolSpec
+from glm3sdk.domain.history import read_tools
+from glm3sdk.domain.replies import INTERPRETER
+from glm3sdk.errors import InvalidMessageError, InvalidToolError
+
+if TYPE_CHECKING:
+    from glm3sdk.domain.generation import GenerationConfig
+    from glm3sdk.services.chat import Glm3Service
+
+
+@click.command()
+@click.argument("message", metavar="[MSG]", required=False)
+@click.option("--system", metavar="TEXT", help="A system message that opens the conversation.")
+@click.option("--tools", "tools_file", metavar="FILE", help="A JSON list of tools to offer.")
+@click.option("--interactive", is_flag=True, help="Go on after MSG, where there is a terminal.")
+@model_options
+@generation_options
+@click.option("--json", "as_json", is_flag=True, help="Print the reply as one JSON object.")
+@click.make_pass_decorator(Loaders, ensure=True)
+def chat(
+    loaders: Loaders,
+    /,
+    *,
+    message: str | None,
+    system: str | None,
+    tools_file: str | None,
+    interactive: bool,
+    as_json: bool,
+    model: str,
+    runtime: str | None,
+    max_seq_length: int | None,
+    **generation: Any,
+) -> None:
+    """Answer MSG, or talk.
+
+    Without MSG it converses on a terminal, and elsewhere answers what standard input says.
+    Ctrl-C stops a reply, Ctrl-D or /quit ends the conversation.
+    """
+    converses = stdin_is_terminal() and (interactive or message is None)
+    if converses and as_json:
+        raise click.UsageError("--json answers once: pass MSG and leave out --interactive")
+    config = generation_config(max_seq_length=max_seq_length, **generation)
+    tools = None if tools_file is None else _read_tools(tools_file)
+    history = () if system is None else (Message.system(system),)
+    if message is None and not converses:
+        message = read_stdin()
+    if message is not None:
+        _check(message)
+    with loaded_service(
+        loaders, model=model, runtime=runtime, max_seq_length=max_seq_length
+    ) as service:
+        if converses:
+            _converse(service, message, history, config, tools)
+            return
+        asked = (*history, Message.user(message or ""))
+        if as_json:
+            reply = service.chat(asked, config, tools)
+            click.echo(json.dumps(_reply_json(reply), ensure_ascii=False))
+            return
+        screen = Screen()
+        try:
+            screen.show_reply(service.stream_chat(asked, config, tools))
+        except KeyboardInterrupt:
+            screen.interrupted()
+            raise
+
+
+def _check(message: str) -> None:
+    """Refuse a message before a model is loaded for it."""
+    if not message.strip():
+        raise InvalidMessageError("the message is empty; pass MSG or write it to standard input")
+    Message.user(message)
+
+
+def _read_tools(path: str) -> tuple[ToolSpec, ...]:
+    try:
+        return read_tools(read_json_list(path, "tools"))
+    except InvalidToolError as exc:
+        raise InvalidToolError(f"{path}: {exc}") from exc
+
+
+def _converse(
+    service: Glm3Service,
+    first: str | None,
+    history: tuple[Message, ...],
+    config: GenerationConfig,
+    tools: tuple[ToolSpec, ...] | None,
+) -> None:
+    from glm3sdk.cli.conversation import Conversation, ask
+
+    Conversation(
+        answer=lambda asked: service.stream_chat(asked, config, tools),
+        ask=ask,
+        history=history,
+        observes=bool(tools),
+    ).run(first)
+
+
+def _reply_json(reply: Reply) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "content": reply.content,
+        "tool_calls": [
+            _call_json(part) for part in reply.parts if isinstance(part, ToolCall | CodeCell)
+        ],
+        "finish_reason": str(reply.finish_reason),
+        "usage": usage_json(reply.usage),
+    }
+    unreadable = [part for part in reply.parts if isinstance(part, MalformedToolCall)]
+    if unreadable:
+        values["malformed_tool_calls"] = [
+            {"name": part.name, "raw": part.raw, "reason": part.reason} for part in unreadable
+        ]
+    return values
+
+
+def _call_json(call: ToolCall | CodeCell) -> dict[str, Any]:
+    if isinstance(call, CodeCell):
+        return {"name": INTERPRETER, "arguments": {"code": call.code}, "repair": None}
+    return {"name": call.name, "arguments": dict(call.arguments), "repair": call.repair}

@@ -1,0 +1,92 @@
+"""From the options of a command to a loaded model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+import click
+
+if TYPE_CHECKING:  # they import numpy, and `glm3 --help` is to be quick
+    from glm3sdk.ports.tokenizer import Tokenizer
+    from glm3sdk.services.chat import Glm3Service
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _load_service(model: str, **options: Any) -> Glm3Service:
+    from glm3sdk.bootstrap import load_service
+
+    return load_service(model, **options)
+
+
+def _load_tokenizer(path: str) -> Tokenizer:
+    from glm3sdk.bootstrap import load_tokenizer
+
+    return load_tokenizer(path)
+
+
+@attrs.frozen
+class Loaders:
+    """Where the commands get a model from; tests pass their own.
+
+    Attributes:
+        service: takes a model and keyword arguments as `bootstrap.load_service` does.
+        tokenizer: takes a path as `bootstrap.load_tokenizer` does.
+    """
+
+    service: Callable[..., Glm3Service] = _load_service
+    tokenizer: Callable[[str], Tokenizer] = _load_tokenizer
+
+
+def model_options(command: _Command) -> _Command:
+    """Add the options that choose a model: `model`, `runtime`, `max_seq_length`."""
+    for option in (
+        click.option(
+            "--max-seq-length",
+            type=int,
+            metavar="TOKENS",
+            help="Most tokens of prompt and reply together.  [default: the model's, up to 8192]",
+        ),
+        click.option("--runtime", metavar="NAME", help="What runs it.  [default: mindspore-cpu]"),
+        click.option(
+            "--model",
+            default="tiny",
+            show_default=True,
+            metavar="PATH",
+            help="A directory in Hugging Face layout, or the bundled model's name.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def loaded_service(
+    loaders: Loaders, *, model: str, runtime: str | None, max_seq_length: int | None
+) -> Iterator[Glm3Service]:
+    """Load a model for one conversation, and close it unless Ctrl-C ends the command."""
+    options = {"runtime": runtime, "max_seq_length": max_seq_length}
+    given = {name: value for name, value in options.items() if value is not None}
+    with _spinner(f"loading {model} ..."):
+        service = loaders.service(model, slots=1, **given)
+    try:
+        yield service
+    except KeyboardInterrupt:
+        # Closing waits for the step under way, which may be a long compilation.
+        raise
+    except BaseException:
+        service.close()
+        raise
+    service.close()
+
+
+def _spinner(message: str) -> AbstractContextManager[object]:
+    if sys.stderr is None or not sys.stderr.isatty():
+        return nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status(message)

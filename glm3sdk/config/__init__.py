@@ -1,0 +1,1 @@
+"""Run configurations: YAML to attrs values, every error at once."""

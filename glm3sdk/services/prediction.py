@@ -1,0 +1,112 @@
+"""What a model writes where a data file has its own continuation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TypeAlias
+
+import attrs
+
+from glm3sdk.domain.chat import FinishReason, Message
+from glm3sdk.domain.generation import GenerationConfig
+from glm3sdk.errors import PromptTooLongError
+from glm3sdk.services.chat import Glm3Service
+
+ChatTurn: TypeAlias = tuple[tuple[Message, ...], Message]
+"""A conversation up to an assistant turn, and that turn. Tools stand in the system message."""
+
+TextPair: TypeAlias = tuple[str, str]
+"""A source, which the model reads without roles, and the target that belongs to it."""
+
+Record: TypeAlias = ChatTurn | TextPair
+
+GREEDY = GenerationConfig(do_sample=False, max_new_tokens=512)
+"""The likeliest token each time, so that a figure can be had again."""
+
+
+@attrs.frozen
+class Prediction:
+    """What the model wrote for one record.
+
+    Attributes:
+        prompt: the conversation or the source that it read.
+        expected: the turn that the record has; of a source and a target, the target.
+        written: the turns that it wrote, at least one.
+        finish_reason: why it ended.
+    """
+
+    prompt: tuple[Message, ...] | str
+    expected: Message
+    written: tuple[Message, ...]
+    finish_reason: FinishReason
+
+    @property
+    def text(self) -> str:
+        """The text of the first turn; empty where that calls a tool.
+
+        A model may go on with a call after a thought; the record has the call as the
+        turn that follows.
+        """
+        return "" if self.written[0].metadata else self.written[0].content
+
+
+def predict(
+    service: Glm3Service,
+    records: Iterable[Record],
+    *,
+    config: GenerationConfig = GREEDY,
+    batch_size: int = 32,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Prediction]:
+    """Let a model write every record's continuation, in the order of the records.
+
+    Each assistant turn follows the conversation as the file has it, not what the model
+    wrote before (teacher forcing). A pair's source is continued as a raw prompt.
+
+    Args:
+        service: the loaded model.
+        records: read a batch at a time.
+        config: generation parameters.
+        batch_size: records given to the service at once. Several times its slots keep
+            them all busy, since replies differ in length.
+        progress: called after each batch with the number of records done.
+
+    Raises:
+        PromptTooLongError: a prompt leaves no room for a reply; the message says among
+            which records, counted from 1. What was yielded before stays good.
+    """
+    records, done = iter(records), 0
+    while batch := list(islice(records, batch_size)):
+        try:
+            predictions = _predict_batch(service, batch, config)
+        except PromptTooLongError as exc:
+            raise PromptTooLongError(
+                f"in records {done + 1} to {done + len(batch)}: {exc}"
+            ) from exc
+        done += len(batch)
+        if progress:
+            progress(done)
+        yield from predictions
+
+
+def _predict_batch(
+    service: Glm3Service, records: Sequence[Record], config: GenerationConfig
+) -> list[Prediction]:
+    prompts = [prompt for prompt, _ in records]
+    histories = [prompt for prompt in prompts if not isinstance(prompt, str)]
+    sources = [prompt for prompt in prompts if isinstance(prompt, str)]
+    replies = iter(service.chat_batch(histories, config))
+    completions = iter(service.generate_batch(sources, config))
+    predictions = []
+    for prompt, expected in records:
+        if isinstance(prompt, str):
+            completion = next(completions)
+            written: tuple[Message, ...] = (Message.assistant(completion.text),)
+            reason = completion.finish_reason
+        else:
+            reply = next(replies)
+            written, reason = reply.history[len(prompt) :], reply.finish_reason
+        turn = Message.assistant(expected) if isinstance(expected, str) else expected
+        predictions.append(Prediction(prompt, turn, written, reason))
+    return predictions

@@ -1,0 +1,331 @@
+"""The Ascend profile's graphs, exported by MindSpore's front end and read as protobuf."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from glm3sdk.adapters.mindspore.export import export_decoding, export_training
+from glm3sdk.adapters.mindspore.profiles import ASCEND, CPU, PROFILES
+from glm3sdk.adapters.mindspore.runtime import MindSporeRuntime
+from glm3sdk.adapters.storage.hugging_face import HuggingFaceDirectory
+from glm3sdk.domain.model import Glm3Config
+from glm3sdk.errors import BackendUnavailableError, RuntimeFailureError, UnsupportedOptionError
+from glm3sdk.ports.training import AdamW
+from glm3sdk.testing.random_checkpoint import write_random_checkpoint
+
+LAYERS, HEADS, GROUPS, CHANNELS = 2, 4, 2, 128
+NORMS = 2 * LAYERS + 1
+BATCH, SLOTS, LENGTH, TRAINED_LENGTH = 3, 4, 32, 16
+CONFIG = Glm3Config(
+    num_layers=LAYERS,
+    hidden_size=64,
+    ffn_hidden_size=48,
+    num_attention_heads=HEADS,
+    kv_channels=CHANNELS,
+    multi_query_group_num=GROUPS,
+    padded_vocab_size=96,
+)
+BLOCK = {"RmsNorm": NORMS, "RotaryPositionEmbedding": LAYERS, "Swiglu": LAYERS}
+# What the explicit branches are made of: none of it may be left beside the kernels.
+EXPLICIT = {"Softmax", "BatchMatMul", "Rsqrt", "Square", "ReduceSum", "Sigmoid", "Split"}
+BNSD = 1  # of FASInputLayoutMode in MindSpore's op_enum.h
+HALF = {"bfloat16": "BFLOAT16", "float16": "FLOAT16"}
+
+
+@attrs.frozen
+class Value:
+    """A node's input or output: a tensor's dtype and dims, or a constant."""
+
+    dtype: str = ""
+    dims: tuple[int, ...] = ()
+    constant: object = None
+
+
+@attrs.frozen
+class Operator:
+    name: str
+    inputs: tuple[Value, ...]
+    output: Value
+
+
+class MindIr:
+    """The operators of a MINDIR file, functions included."""
+
+    def __init__(self, path: Path) -> None:
+        from mindspore.train.mind_ir_pb2 import ModelProto
+
+        model = ModelProto.FromString(path.read_bytes())
+        graphs = [model.graph, *model.functions]
+        values: dict[str, Value] = {}
+        for graph in graphs:
+            for tensor in graph.parameter:
+                values[tensor.name] = _tensor(tensor)
+            for entry in graph.input:
+                values[entry.name] = _tensor(entry.tensor[0])
+            for node in graph.node:
+                values[node.output[0]] = _value(node)
+        nodes = [node for graph in graphs for node in graph.node if node.op_type != "Constant"]
+        self.operators = tuple(
+            Operator(
+                # "REF::RmsNorm:7" is use 7 of a primitive.
+                name=node.op_type.removeprefix("REF::").split(":")[0],
+                inputs=tuple(values[name] for name in node.input),
+                output=values[node.output[0]],
+            )
+            for node in nodes
+        )
+        self.counts = Counter(operator.name for operator in self.operators)
+
+    def every(self, name: str) -> list[Operator]:
+        return [operator for operator in self.operators if operator.name == name]
+
+
+def _tensor(proto: Any) -> Value:
+    return Value(dtype=proto.DataType.Name(proto.data_type), dims=tuple(proto.dims))
+
+
+def _value(node: Any) -> Value:
+    if not node.attribute:
+        return Value()
+    attribute = node.attribute[0]
+    if node.op_type == "Constant" and not attribute.tensors:
+        constants = {"INT64": "i", "BOOL": "i", "FLOAT": "f", "DOUBLE": "d"}
+        field = constants.get(attribute.AttributeType.Name(attribute.type))
+        return Value(constant=getattr(attribute, field)) if field else Value()
+    tensors = attribute.tensors or [t for value in attribute.values[:1] for t in value.tensors]
+    return _tensor(tensors[0]) if tensors else Value()
+
+
+Export = Callable[[str, str], dict[str, MindIr]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_graph_is_kept() -> Iterator[None]:
+    """A compilation that fails, as one does here, ends the keeping of graphs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLM3SDK_CACHE_DIR", "")
+        yield
+
+
+@pytest.fixture(scope="module")
+def decoding(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    @cache
+    def export(profile: str, dtype: str) -> dict[str, MindIr]:
+        directory = tmp_path_factory.mktemp("decoding")
+        paths = export_decoding(
+            CONFIG,
+            PROFILES[profile],
+            directory,
+            slots=SLOTS,
+            max_seq_length=LENGTH,
+            dtype=dtype,
+            batch_size=BATCH,
+        )
+        return {path.stem: MindIr(path) for path in paths}
+
+    return export
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], MindIr]:
+    @cache
+    def export(profile: str, dtype: str) -> MindIr:
+        directory = tmp_path_factory.mktemp("training")
+        path = export_training(
+            CONFIG, PROFILES[profile], directory, seq_length=TRAINED_LENGTH, dtype=dtype
+        )
+        return MindIr(path)
+
+    return export
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_prefill_and_decode_hold_each_kernel_once_a_layer(decoding: Export, dtype: str) -> None:
+    graphs = decoding("mindspore-ascend", dtype)
+    attention = {"prefill": "FlashAttentionScore", "decode": "IncreFlashAttention"}
+    for name, kernel in attention.items():
+        counts = graphs[name].counts
+        expected = {**BLOCK, kernel: LAYERS}
+        assert {operator: counts[operator] for operator in expected} == expected
+        assert not EXPLICIT & counts.keys()
+        # query_key_value, dense and two of the feed-forward layer; the output layer.
+        assert counts["MatMul"] == 4 * LAYERS + 1
+        assert counts["ScatterUpdate"] == 2 * LAYERS
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_only_the_logits_leave_half_precision(decoding: Export, dtype: str) -> None:
+    for graph in decoding("mindspore-ascend", dtype).values():
+        # FlashAttentionScore's first output is a statistic of its own; Depend is the return.
+        wide = [
+            operator
+            for operator in graph.operators
+            if "FLOAT" in operator.output.dtype
+            and operator.output.dtype != HALF[dtype]
+            and operator.name not in {"FlashAttentionScore", "Depend"}
+        ]
+        assert [operator.name for operator in wide] == ["Cast"]
+        assert wide[0].output.dtype == "FLOAT"
+        assert wide[0].output.dims[-1] == CONFIG.padded_vocab_size
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_kernels_get_the_shapes_dtypes_and_options_that_they_document(
+    decoding: Export, dtype: str
+) -> None:
+    half = HALF[dtype]
+    graphs = decoding("mindspore-ascend", dtype)
+    for operator in graphs["prefill"].every("FlashAttentionScore"):
+        query, key, value, *_, mask = operator.inputs[:7]
+        assert query == Value(half, (1, HEADS, -1, CHANNELS))
+        assert key == value == Value(half, (1, GROUPS, -1, CHANNELS))
+        assert mask == Value("UINT8", (-1, -1))
+        heads, keep, scale, *_, layout, sparse_mode = (v.constant for v in operator.inputs[10:])
+        assert (heads, keep, sparse_mode) == (HEADS, 1.0, 0)
+        assert scale == pytest.approx(CHANNELS**-0.5)
+        assert layout == BNSD
+    for operator in graphs["decode"].every("IncreFlashAttention"):
+        assert operator.inputs[0] == Value(half, (BATCH, HEADS, 1, CHANNELS))
+        assert operator.inputs[1] == Value(half, (BATCH, GROUPS, LENGTH, CHANNELS))
+        assert operator.inputs[2] == operator.inputs[1]
+        assert operator.inputs[3] == Value("BOOL", (BATCH, 1, 1, LENGTH))
+        heads, layout, scale, groups, _, precise = (v.constant for v in operator.inputs[15:])
+        assert (heads, layout, groups, precise) == (HEADS, BNSD, GROUPS, 0)
+        assert scale == pytest.approx(CHANNELS**-0.5)
+    for name, rows in (("prefill", -1), ("decode", BATCH)):
+        for operator in graphs[name].every("RotaryPositionEmbedding"):
+            x, cos, sin, mode = operator.inputs
+            # [1, S, N, D] with [1, S, 1, D]: what the interleaved mode allows.
+            assert x == operator.output == Value(half, (1, rows, HEADS + GROUPS, CHANNELS))
+            assert cos == sin == Value(half, (1, rows, 1, CHANNELS))
+            assert mode.constant == 1
+        for operator in graphs[name].every("RmsNorm"):
+            assert operator.inputs[0] == operator.output
+            assert operator.inputs[1].dtype == half
+            assert operator.inputs[2].constant == pytest.approx(CONFIG.layernorm_epsilon)
+
+
+@pytest.mark.parametrize(("dtype", "weights"), [("float32", "FLOAT"), ("bfloat16", "BFLOAT16")])
+def test_training_graph_holds_the_kernels_and_their_gradients(
+    training: Callable[[str, str], MindIr], dtype: str, weights: str
+) -> None:
+    graph = training("mindspore-ascend", dtype)
+    kernels = {**BLOCK, "FlashAttentionScore": LAYERS}
+    expected = kernels | {f"{name}Grad": count for name, count in kernels.items()}
+    assert {name: graph.counts[name] for name in expected} == expected
+    assert not {"Softmax", "BatchMatMul", "Sigmoid", "Rsqrt"} & graph.counts.keys()
+    for operator in graph.every("FlashAttentionScore"):
+        assert operator.inputs[0] == Value("BFLOAT16", (1, HEADS, TRAINED_LENGTH, CHANNELS))
+        assert operator.inputs[1] == Value("BFLOAT16", (1, GROUPS, TRAINED_LENGTH, CHANNELS))
+        assert operator.inputs[6] == Value("UINT8", (2048, 2048))
+        assert operator.inputs[-1].constant == 2  # causal from the upper left
+    for operator in graph.every("RmsNorm"):
+        assert operator.inputs[0].dtype == operator.inputs[1].dtype == weights
+    (log_softmax,) = graph.every("LogSoftmax")
+    assert log_softmax.output.dtype == "FLOAT"
+
+
+def test_cpu_graphs_hold_no_kernel_that_only_ascend_has(
+    decoding: Export, training: Callable[[str, str], MindIr]
+) -> None:
+    fused = {*BLOCK, "FlashAttentionScore", "IncreFlashAttention"}
+    graphs = [*decoding("mindspore-cpu", "float32").values(), training("mindspore-cpu", "float32")]
+    assert len(graphs) == 3
+    for graph in graphs:
+        assert not fused & graph.counts.keys()
+        assert graph.counts["Softmax"] == LAYERS
+
+
+def test_compressed_mask_is_causal_and_set_where_it_discards() -> None:
+    import mindspore as ms
+    import numpy as np
+
+    from glm3sdk.adapters.mindspore.executor import EXECUTOR
+    from glm3sdk.adapters.mindspore.model.attention import training_attention
+
+    core = EXECUTOR.run(
+        lambda: training_attention(CONFIG, ASCEND, dtype=ms.float32, seq_length=TRAINED_LENGTH)
+    )
+    row, column = np.indices((2048, 2048))
+    np.testing.assert_array_equal(core.mask.asnumpy(), column > row)
+
+
+def test_float32_weights_decode_without_the_attention_kernels() -> None:
+    """They take half precision alone; the front end would not say so of FlashAttentionScore."""
+    import mindspore as ms
+
+    from glm3sdk.adapters.mindspore.executor import EXECUTOR
+    from glm3sdk.adapters.mindspore.model import attention
+
+    def cores() -> list[object]:
+        return [
+            attention.decode_attention(CONFIG, ASCEND, dtype=ms.float32, length=LENGTH),
+            attention.prefill_attention(CONFIG, ASCEND, dtype=ms.float32),
+        ]
+
+    decode, prefill = EXECUTOR.run(cores)
+    assert isinstance(decode, attention.ExplicitDecodeAttention)
+    assert isinstance(prefill, attention.ExplicitPrefillAttention)
+
+
+def test_a_profile_exports_only_dtypes_that_it_computes_in(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedOptionError, match="bfloat16"):
+        export_training(CONFIG, CPU, tmp_path, seq_length=TRAINED_LENGTH, dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> HuggingFaceDirectory:
+    path = tmp_path_factory.mktemp("checkpoint")
+    write_random_checkpoint(path, CONFIG)
+    return HuggingFaceDirectory(path)
+
+
+def test_without_a_card_the_error_says_what_to_install_and_the_cpu_still_works(
+    checkpoint: HuggingFaceDirectory,
+) -> None:
+    with pytest.raises(BackendUnavailableError) as raised:
+        MindSporeRuntime(config=CONFIG, checkpoint=checkpoint, profile=ASCEND)
+    message = str(raised.value)
+    for word in ("Ascend", "driver", "CANN", "mindspore-cpu"):
+        assert word in message
+    assert "\n" not in message
+    runtime = MindSporeRuntime(config=CONFIG, checkpoint=checkpoint, profile=CPU)
+    session = runtime.start_decode(slots=1, max_seq_length=8)
+    assert session.prefill(0, [5, 6]).shape == (CONFIG.padded_vocab_size,)
+    session.close()
+    runtime.close()
+
+
+def test_ascend_graphs_on_a_cpu_fail_at_kernel_selection_and_nowhere_earlier(
+    checkpoint: HuggingFaceDirectory,
+) -> None:
+    profile = attrs.evolve(ASCEND, device_target="CPU")
+    # bfloat16 would fail too, at the embedding: a CPU has no bfloat16 Gather.
+    runtime = MindSporeRuntime(
+        config=CONFIG, checkpoint=checkpoint, profile=profile, dtype="float16"
+    )
+    session = runtime.start_decode(slots=2, max_seq_length=8)
+    for step in (lambda: session.prefill(0, [5, 6]), lambda: session.decode([1], [5])):
+        with pytest.raises(RuntimeFailureError) as raised:
+            step()
+        reason = str(raised.value.__cause__)
+        assert "Kernel select failed" in reason
+        assert "Unsupported op [RmsNorm] on CPU" in reason
+    session.close()
+    runtime.close()
+
+
+def test_training_needs_float32_weights(checkpoint: HuggingFaceDirectory) -> None:
+    profile = attrs.evolve(ASCEND, device_target="CPU")
+    runtime = MindSporeRuntime(config=CONFIG, checkpoint=checkpoint, profile=profile)
+    assert runtime.capabilities.dtype == "bfloat16"
+    with pytest.raises(UnsupportedOptionError, match="float32"):
+        runtime.start_training(optimizer=AdamW())
+    runtime.close()
