@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from glm3sdk import load_runtime, load_service, load_tokenizer
-from glm3sdk.bootstrap import glm3_register_runtimes
+from glm3sdk.bootstrap.runtimes import glm3_register_runtimes
 from glm3sdk.errors import (
     BackendUnavailableError,
     InvalidCheckpointError,

@@ -249,7 +249,7 @@ class _TreeReader:
             value = self._section(source, key, depth)
         elif isinstance(source, yaml.SequenceNode):
             value = [
-                self.node(item, f"{key}[{index}]", place, depth + 1)
+                self.node(item, f"{key}[{index}]", self._place(item, key), depth + 1)
                 for index, item in enumerate(source.value)
             ]
         else:

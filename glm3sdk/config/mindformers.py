@@ -15,87 +15,19 @@ import attrs
 
 from glm3sdk.config.checks import shown
 from glm3sdk.config.document import Node
+from glm3sdk.config.mindformers_keys import (
+    ALWAYS,
+    EMPTY,
+    LOADERS,
+    MODEL,
+    MODES,
+    OPTIMIZERS,
+    RUNTIMES,
+    SAME,
+    SAME_IN_DATA,
+    SCHEDULES,
+)
 from glm3sdk.errors import Problem
-
-_MODEL = "model.model_config"
-
-# MindFormers' key to ours, where the value means the same.
-_SAME = {
-    "output_dir": "output",
-    "seed": "training.seed",
-    "context.device_id": "runtime.device_id",
-    "context.max_device_memory": "runtime.max_device_memory",
-    "recompute_config.recompute": "model.recompute",
-    f"{_MODEL}.use_flash_attention": "model.flash_attention",
-    f"{_MODEL}.pet_config.lora_rank": "lora.rank",
-    f"{_MODEL}.pet_config.lora_alpha": "lora.alpha",
-    f"{_MODEL}.pet_config.lora_dropout": "lora.dropout",
-    f"{_MODEL}.do_sample": "generation.do_sample",
-    f"{_MODEL}.temperature": "generation.temperature",
-    f"{_MODEL}.top_k": "generation.top_k",
-    f"{_MODEL}.top_p": "generation.top_p",
-    f"{_MODEL}.repetition_penalty": "generation.repetition_penalty",
-    f"{_MODEL}.max_new_tokens": "generation.max_new_tokens",
-    "runner_config.epochs": "training.epochs",
-    "runner_config.gradient_accumulation_steps": "training.accumulate",
-    "optimizer.eps": "optimizer.epsilon",
-    "optimizer.weight_decay": "optimizer.weight_decay",
-    "lr_schedule.power": "schedule.power",
-}
-_SAME_IN_DATA = {
-    "data_loader.dataset_dir": "path",
-    "data_loader.shuffle": "shuffle",
-    "data_loader.origin_columns": "columns",
-    "max_source_length": "max_source_length",
-    "max_target_length": "max_target_length",
-    "max_seq_length": "max_seq_length",
-}
-
-# MindFormers' word to ours, or None for what has no counterpart here.
-_MODES = {"train": "finetune", "finetune": "finetune", "eval": "evaluate", "predict": "predict"}
-_RUNTIMES = {"Ascend": "mindspore-ascend", "CPU": "mindspore-cpu"}
-_LOADERS = {
-    "ADGenDataLoader": "adgen",
-    "ToolAlpacaDataLoader": "multiturn",
-    "MultiTurnDataLoader": "multiturn",
-}
-_SCHEDULES = {
-    "polynomial": "polynomial",
-    "PolynomialWithWarmUpLR": "polynomial",
-    "CosineWithWarmUpLR": "cosine",
-    "cosine": "cosine",
-    "ConstantWarmUpLR": "constant",
-    "constant_with_warmup": "constant",
-}
-_OPTIMIZERS = {
-    "AdamW": "AdamW",
-    "AdamWeightDecay": "AdamW",
-    "FP32StateAdamWeightDecay": "AdamW",
-    "FusedAdamWeightDecay": "AdamW",
-    "FusedFP32StateAdamWeightDecay": "AdamW",
-}
-
-# Holds here in any case; another value is named among the ignored keys.
-_ALWAYS: dict[str, tuple[object, ...]] = {
-    "context.mode": (0,),
-    "runner_wrapper.type": ("MFTrainOneStepCell",),
-    "parallel_config.pipeline_stage": (1,),
-    "parallel_config.expert_parallel": (1,),
-    "parallel.parallel_mode": (0, 1),
-    f"{_MODEL}.layernorm_compute_type": ("float32",),
-    f"{_MODEL}.attention_softmax_in_fp32": (True,),
-    f"{_MODEL}.eos_token_id": (2,),
-    f"{_MODEL}.pad_token_id": (0,),
-    f"{_MODEL}.hidden_dropout": (0,),
-    f"{_MODEL}.attention_dropout": (0,),
-    "train_dataset.ignore_pad_token_for_loss": (True,),
-    "eval_dataset.ignore_pad_token_for_loss": (True,),
-    "lr_schedule.total_steps": (-1, None),
-}
-
-
-# "Not given", throughout MindFormers' files.
-_EMPTY = ("", None, "None")
 
 
 @attrs.frozen
@@ -138,14 +70,15 @@ class _Translator:
         self._problems: list[Problem] = []
 
     def translate(self) -> Translation:
-        self._mode = self._choose("run_mode", "mode", _MODES) or "finetune"
-        for theirs, ours in _SAME.items():
+        self._mode = self._choose("run_mode", "mode", MODES) or "finetune"
+        for theirs, ours in SAME.items():
             self._copy(theirs, ours)
         self._model()
         self._lora()
         self._lengths()
         for section, ours in (("train_dataset", "train_data"), ("eval_dataset", "eval_data")):
             self._data(section, ours)
+        self._evaluation()
         self._training()
         self._schedule()
         self._parallel()
@@ -165,7 +98,7 @@ class _Translator:
             if not isinstance(node.value, dict) or part not in node.value:
                 return None
             node = node.value[part]
-        return None if node.value in _EMPTY else node
+        return None if node.value in EMPTY else node
 
     def _take(self, key: str) -> Node | None:
         node = self._find(key)
@@ -209,24 +142,24 @@ class _Translator:
     # The sections.
 
     def _model(self) -> None:
-        if self._choose("context.device_target", "runtime.name", _RUNTIMES) is None:
+        if self._choose("context.device_target", "runtime.name", RUNTIMES) is None:
             # MindFormers' own default.
             self._put("runtime.name", self._tree, value="mindspore-ascend")
-        self._choose(f"{_MODEL}.type", None, {"ChatGLM2Config": "", "ChatGLM3Config": ""})
-        self._copy(f"{_MODEL}.compute_dtype", "runtime.dtype")
+        self._choose(f"{MODEL}.type", None, {"ChatGLM2Config": "", "ChatGLM3Config": ""})
+        self._copy(f"{MODEL}.compute_dtype", "runtime.dtype")
         held, computed = (
-            self._find(f"{_MODEL}.{name}") for name in ("param_init_type", "compute_dtype")
+            self._find(f"{MODEL}.{name}") for name in ("param_init_type", "compute_dtype")
         )
         if held is not None and computed is not None and held.value == computed.value:
-            self._take(f"{_MODEL}.param_init_type")
+            self._take(f"{MODEL}.param_init_type")
         else:
-            self._ignore(f"{_MODEL}.param_init_type", "weights are held in compute_dtype")
-        use_past = self._find(f"{_MODEL}.use_past")
+            self._ignore(f"{MODEL}.param_init_type", "weights are held in compute_dtype")
+        use_past = self._find(f"{MODEL}.use_past")
         if use_past is not None and use_past.value is (self._mode != "finetune"):
-            self._take(f"{_MODEL}.use_past")
-        self._ignore(f"{_MODEL}.use_past", "a kv_cache is kept in every mode but training")
+            self._take(f"{MODEL}.use_past")
+        self._ignore(f"{MODEL}.use_past", "a kv_cache is kept in every mode but training")
         checkpoint = self._take("load_checkpoint")
-        named = f"{_MODEL}.checkpoint_name_or_path"
+        named = f"{MODEL}.checkpoint_name_or_path"
         if checkpoint is None:
             checkpoint = self._take(named)
         self._ignore(named, "load_checkpoint comes first")
@@ -241,7 +174,7 @@ class _Translator:
             self._copy(f"{section}.vocab_file", "model.tokenizer")
 
     def _lora(self) -> None:
-        pet = f"{_MODEL}.pet_config"
+        pet = f"{MODEL}.pet_config"
         section = self._find(pet)
         if section is None:
             return
@@ -262,21 +195,21 @@ class _Translator:
 
     def _lengths(self) -> None:
         ours = "training.seq_length" if self._mode == "finetune" else "generation.max_seq_length"
-        self._copy(f"{_MODEL}.seq_length", ours)
+        self._copy(f"{MODEL}.seq_length", ours)
         for name in ("max_decode_length", "max_length"):  # the later one wins
-            self._copy(f"{_MODEL}.{name}", "generation.max_length")
+            self._copy(f"{MODEL}.{name}", "generation.max_length")
 
     def _data(self, section: str, ours: str) -> None:
-        if self._choose(f"{section}.data_loader.type", f"{ours}.format", _LOADERS) is None:
+        if self._choose(f"{section}.data_loader.type", f"{ours}.format", LOADERS) is None:
             return
-        for theirs, name in _SAME_IN_DATA.items():
+        for theirs, name in SAME_IN_DATA.items():
             self._copy(f"{section}.{theirs}", f"{ours}.{name}")
         task = self._find(f"{section}_task.dataset_config")
         data = self._find(section)
         if task is not None and data is not None and task.place.line == data.place.line:
             self._used.add(f"{section}_task")  # the same section through an alias
-        if section != "eval_dataset":
-            return
+
+    def _evaluation(self) -> None:
         do_eval = self._take("do_eval")
         during = do_eval is not None and do_eval.value is True
         self._put("evaluation.during_training", do_eval or self._tree, value=during)
@@ -287,7 +220,7 @@ class _Translator:
     def _training(self) -> None:
         for ours in ("training.batch_size", "generation.batch_size"):
             self._copy("runner_config.batch_size", ours)
-        self._choose("optimizer.type", None, _OPTIMIZERS)
+        self._choose("optimizer.type", None, OPTIMIZERS)
         betas = self._take("optimizer.betas")
         if betas is not None and isinstance(betas.value, list) and len(betas.value) == 2:
             self._put("optimizer.beta1", betas.value[0])
@@ -313,7 +246,7 @@ class _Translator:
         elif self._find("runner_wrapper") is not None:
             self._put("optimizer.clip_norm", clip or self._tree, value=None)
         scale = "runner_wrapper.scale_sense"
-        kind, dtype = self._find(f"{scale}.type"), self._find(f"{_MODEL}.compute_dtype")
+        kind, dtype = self._find(f"{scale}.type"), self._find(f"{MODEL}.compute_dtype")
         if kind is None or kind.value != "DynamicLossScaleUpdateCell":
             self._ignore(scale, "only DynamicLossScaleUpdateCell is known")
         elif dtype is None or dtype.value != "float16":
@@ -326,7 +259,7 @@ class _Translator:
                 self._copy(f"{scale}.{theirs}", f"loss_scale.{ours}")
 
     def _schedule(self) -> None:
-        kind = self._choose("lr_schedule.type", "schedule.kind", _SCHEDULES)
+        kind = self._choose("lr_schedule.type", "schedule.kind", SCHEDULES)
         for section in ("lr_schedule", "optimizer"):
             if "learning_rate" not in getattr(self._result.get("schedule"), "value", {}):
                 self._copy(f"{section}.learning_rate", "schedule.learning_rate")
@@ -352,6 +285,7 @@ class _Translator:
             stages = self._find(f"parallel_config.{name}")
             wanted = together is not None and together.value is True
             if wanted and stages is not None and stages.value != 1:
+                self._used.add(f"parallel_config.{name}")
                 self._refuse(stages, f"{shown(stages.value)} is not supported: use 1")
         if together is None or together.value is not True:
             for section in ("parallel", "parallel_config"):
@@ -384,7 +318,7 @@ class _Translator:
 
     def _constants(self) -> None:
         off = () if "parallel" not in self._reasons else ("parallel.", "parallel_config.")
-        for key, values in _ALWAYS.items():
+        for key, values in ALWAYS.items():
             node = self._find(key)
             if node is None or key.startswith(off or "\0"):
                 continue
@@ -393,6 +327,11 @@ class _Translator:
             elif key not in self._used:
                 always = " or ".join(shown(value) for value in values)
                 self._ignore(key, f"always {always} here")
+
+    def _told(self) -> Iterator[str]:
+        """The keys that were used or have a reason of their own for not being used."""
+        yield from self._used
+        yield from self._reasons
 
     def _unused(self, node: Node, key: str) -> Iterator[str]:
         """The largest unused sections, and the unused keys of the others."""
@@ -403,9 +342,9 @@ class _Translator:
         else:
             children = []
         for name, child in children:
-            if name in self._used or child.value in _EMPTY:
+            if name in self._used or child.value in EMPTY:
                 continue
-            if any(used.startswith((f"{name}.", f"{name}[")) for used in self._used):
+            if any(told.startswith((f"{name}.", f"{name}[")) for told in self._told()):
                 yield from self._unused(child, name)
                 continue
             place = child.key_place

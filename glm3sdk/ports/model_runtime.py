@@ -13,7 +13,7 @@ import attrs
 
 from glm3sdk.domain.model import Glm3Config
 from glm3sdk.ports.arrays import FloatArray, IntArray
-from glm3sdk.ports.training import AdamW, TrainingSession
+from glm3sdk.ports.training import TrainingPlan, TrainingSession
 
 
 @attrs.frozen
@@ -101,8 +101,8 @@ class ModelRuntime(Protocol):
             SlotError: less than one slot, or a length outside 1..config.seq_length.
         """
 
-    def start_training(self, *, optimizer: AdamW) -> TrainingSession:
-        """Start training every weight; decode sessions of this runtime see the changes.
+    def start_training(self, *, plan: TrainingPlan) -> TrainingSession:
+        """Start training; decode sessions of this runtime see changed weights, not adapters.
 
         Raises:
             UnsupportedOptionError: this runtime does not train (see `capabilities`).

@@ -139,7 +139,6 @@ class FinetuneRun:
         loss_scale: the first dynamic loss scale, or None.
         store: where checkpoints go.
         uri: the run's directory: checkpoints go below it, the result into it.
-        sinks: where figures go; opened by whoever composes the run.
         files: small files that make a checkpoint loadable (config.json, tokenizer.model).
         weights_file: name of the file of trained tensors.
         fingerprint: what a resumed run must share with the one before.
@@ -156,7 +155,6 @@ class FinetuneRun:
         uri: str,
         eval_batches: Callable[[], Iterator[TokenBatch]] | None = None,
         loss_scale: LossScale | None = None,
-        sinks: Sequence[MetricSink] = (),
         files: Mapping[str, bytes] | None = None,
         weights_file: str = WEIGHTS_FILE,
         fingerprint: Mapping[str, Any] | None = None,
@@ -169,7 +167,7 @@ class FinetuneRun:
         self._uri = uri
         self._eval_batches = eval_batches
         self._loss_scale = loss_scale
-        self._sinks = sinks
+        self._sinks: Sequence[MetricSink] = ()
         self._files = dict(files or {})
         self._weights_file = weights_file
         self._fingerprint = dict(fingerprint or {})
@@ -201,14 +199,21 @@ class FinetuneRun:
     def run(
         self,
         *,
+        sinks: Sequence[MetricSink] = (),
         on_event: Callable[[FinetuneEvent], None] = lambda _: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> FinetuneResult:
         """Train to the last step, or until `should_stop`, which is asked after every step.
 
+        Args:
+            sinks: where figures go.
+            on_event: is told of every step, evaluation and checkpoint.
+            should_stop: True saves a checkpoint and ends the run.
+
         Raises:
             NonFiniteLossError: the message names the step.
         """
+        self._sinks = sinks
         total, loss = self._limits.total_steps, None
         saved = self._step
         while self._step < total and not should_stop():

@@ -15,14 +15,20 @@ from __future__ import annotations
 
 from glm3sdk.testing.checkpoint_contract import CheckpointReaderContract
 from glm3sdk.testing.fake_tokenizer import CharacterTokenizer
+from glm3sdk.testing.memory_store import MemoryCheckpointStore
+from glm3sdk.testing.metric_contract import MetricSinkContract
 from glm3sdk.testing.random_checkpoint import write_random_checkpoint
 from glm3sdk.testing.runtime_contract import ModelRuntimeContract
 from glm3sdk.testing.scripted_runtime import ScriptedRuntime
+from glm3sdk.testing.store_contract import CheckpointStoreContract
 from glm3sdk.testing.tokenizer_contract import TokenizerContract
 
 __all__ = [
     "CharacterTokenizer",
     "CheckpointReaderContract",
+    "CheckpointStoreContract",
+    "MemoryCheckpointStore",
+    "MetricSinkContract",
     "ModelRuntimeContract",
     "ScriptedRuntime",
     "TokenizerContract",

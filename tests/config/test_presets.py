@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import get_args
 
+import attrs
 import pytest
 
 from glm3sdk.config.contradictions import sequence_length
@@ -139,3 +142,16 @@ def test_a_preset_takes_overrides():
 def test_an_unknown_preset_names_the_known_ones():
     with pytest.raises(UnknownNameError, match="did you mean 'finetune_adgen'"):
         load_preset("finetune_adgn")
+
+
+def test_the_documentation_lists_every_key():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "configuration.md").read_text("utf-8")
+    listed = set(re.findall(r"`([a-z_0-9]+(?:\.[a-z_0-9]+)?)`", text))
+    missing = []
+    attrs.resolve_types(RunConfig)
+    for section in attrs.fields(RunConfig):
+        kinds = [kind for kind in (section.type, *get_args(section.type)) if attrs.has(kind)]
+        keys = [f"{section.name}.{field.name}" for kind in kinds for field in attrs.fields(kind)]
+        missing += [key for key in keys or [section.name] if key not in listed]
+    # eval_data has the keys of train_data.
+    assert [key for key in missing if not key.startswith("eval_data.")] == []

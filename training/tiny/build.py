@@ -13,22 +13,26 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 from safetensors.numpy import save_file
-from variations import tool_variations
+from variations import copy_variations, tool_variations
 
 from glm3sdk import GenerationConfig, Glm3Config, Glm3Service, Message, Role, load_tokenizer
 from glm3sdk.adapters.mindspore.profiles import CPU
 from glm3sdk.adapters.mindspore.runtime import MindSporeRuntime
 from glm3sdk.adapters.storage.hugging_face import HuggingFaceDirectory
+from glm3sdk.adapters.word_segmentation import jieba_words
 from glm3sdk.domain.history import read_history
+from glm3sdk.domain.metrics import WordSegmenter
+from glm3sdk.domain.prompt import render_message
 from glm3sdk.domain.training import Schedule
 from glm3sdk.ports.arrays import HostArray
 from glm3sdk.ports.tokenizer import Tokenizer
-from glm3sdk.ports.training import AdamW
+from glm3sdk.ports.training import AdamW, StatePart, TrainingPlan
 from glm3sdk.services.examples import Example, bucketed_batches, encode_conversation
 from glm3sdk.testing.random_checkpoint import write_random_checkpoint
 
@@ -37,7 +41,7 @@ ASSETS = HERE.parents[1] / "glm3sdk" / "assets" / "tiny"
 CONFIG = Glm3Config.preset("tiny")
 BUCKETS = (64, 128, 192, 256, 384, 640)
 SPECIAL_TOKENS = 9
-VARIATIONS = 60
+_BORDER = "\x01"
 
 log = logging.getLogger("tiny")
 
@@ -53,16 +57,25 @@ def read_dialogues() -> list[tuple[Message, ...]]:
 
 
 def train_tokenizer(dialogues: list[tuple[Message, ...]], directory: Path) -> Tokenizer:
-    """Train a vocabulary with byte fallback and the published file's conventions."""
+    """Train a vocabulary with byte fallback and the published file's conventions.
+
+    Pieces do not reach over words: a city that is one piece with what follows it could not
+    be copied from where something else follows.
+    """
+    segment = jieba_words()
     texts = {
-        line
+        _with_word_borders(line, segment)
         for dialogue in dialogues
         for message in dialogue
-        for line in [*message.content.split("\n"), *_tool_lines(message)]
+        for text in render_message(message)
+        if isinstance(text, str)
+        for line in text.split("\n")
         if line
     }
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sorted(texts)),
+        pretokenization_delimiter=_BORDER,
+        split_digits=True,
         model_prefix=str(directory / "tokenizer"),
         vocab_size=CONFIG.padded_vocab_size - SPECIAL_TOKENS,
         hard_vocab_limit=False,
@@ -78,8 +91,11 @@ def train_tokenizer(dialogues: list[tuple[Message, ...]], directory: Path) -> To
     return load_tokenizer(directory)
 
 
-def _tool_lines(message: Message) -> list[str]:
-    return json.dumps(list(message.tools), indent=4, ensure_ascii=False).split("\n")
+def _with_word_borders(line: str, segment: WordSegmenter) -> str:
+    """A border between words, but none beside a space: "▁is" is a piece."""
+    words = segment(line)
+    borders = ("" if " " in word[-1] + after[0] else _BORDER for word, after in pairwise(words))
+    return "".join(chain.from_iterable(zip(words, (*borders, ""), strict=True)))
 
 
 def train(
@@ -89,7 +105,7 @@ def train(
     write_random_checkpoint(directory, CONFIG, seed=1)
     reader = HuggingFaceDirectory(directory)
     runtime = MindSporeRuntime(config=CONFIG, checkpoint=reader, profile=CPU)
-    session = runtime.start_training(optimizer=AdamW(weight_decay=0.01))
+    session = runtime.start_training(plan=TrainingPlan(optimizer=AdamW(weight_decay=0.01)))
     schedule = Schedule(kind="cosine", peak=2e-3, end=2e-5, warmup_steps=60, total_steps=steps)
     batches = bucketed_batches(examples, buckets=BUCKETS, batch_tokens=batch_tokens, seed=2)
     started, losses = time.perf_counter(), []
@@ -100,7 +116,7 @@ def train(
             seconds = time.perf_counter() - started
             log.info("step %d/%d loss %.4f %.0f s", step + 1, steps, np.mean(losses), seconds)
             losses.clear()
-    weights = dict(session.weights())
+    weights = dict(session.state(StatePart.WEIGHTS))
     session.close()
     runtime.close()
     return weights
@@ -145,8 +161,8 @@ def main() -> None:
     dialogues = read_dialogues()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        tokenizer = train_tokenizer(dialogues, directory)
-        trained = dialogues + tool_variations(VARIATIONS, seed=3)
+        trained = dialogues + tool_variations(60, seed=3) + copy_variations(400, seed=4)
+        tokenizer = train_tokenizer(trained, directory)
         examples = [encode_conversation(dialogue, tokenizer) for dialogue in trained]
         log.info(
             "%d dialogues, %d tokens, longest %d, vocabulary %d",

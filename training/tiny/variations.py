@@ -1,6 +1,7 @@
-"""Tool dialogues with many values, so that answers are copied from the observation.
+"""Dialogues with many values, so that the model learns to copy what it was told.
 
-The written dialogues alone are few enough to be learned by heart, observation and all.
+The written dialogues alone are few enough to be learned by heart, observation and all. The
+short ones here show copying in few tokens; the ones with tools apply it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ CITIES = ("北京", "上海", "广州", "深圳", "成都", "杭州", "南京", 
 FOREIGN_CITIES = ("Paris", "London", "Tokyo", "Rome", "New York")
 CONDITIONS = ("晴", "阴", "多云", "小雨", "大雨", "小雪")
 FOREIGN_CONDITIONS = ("sunny", "rainy", "cloudy", "windy")
+NAMES = ("小明", "小红", "Tom", "Anna", "Jack", "Lily", "小王", "小华", "小美")
+SYLLABLES = "小大明红华美王林天晴雨雪山海文春冬安乐高"
 QUESTIONS = ("{}的天气怎么样？", "{}今天天气怎么样", "{}天气怎么样", "今天{}的天气怎么样？")
 
 
@@ -43,6 +46,32 @@ def _call(
         Message.assistant(render_tool_call(arguments), metadata=name),
         Message.observation(seen),
     ]
+
+
+def copy_variations(count: int, *, seed: int) -> list[tuple[Message, ...]]:
+    """Short dialogues: repeat this, and what is my name."""
+    choice = random.Random(seed)
+    words = (*CITIES, *FOREIGN_CITIES, *CONDITIONS, *FOREIGN_CONDITIONS, *NAMES)
+    dialogues = []
+    for index in range(count):
+        if index % 4 == 0:
+            name = "".join(choice.choice(SYLLABLES) for _ in range(2))
+            dialogues.append(
+                (
+                    Message.user(f"我叫{name}"),
+                    Message.assistant(f"你好，{name}！很高兴认识你。"),
+                    Message.user("我叫什么名字？"),
+                    Message.assistant(f"你叫{name}。"),
+                )
+            )
+        else:
+            pieces = [
+                choice.choice((choice.choice(words), str(choice.randint(-9, 99))))
+                for _ in range(choice.randint(2, 6))
+            ]
+            text = " ".join(pieces)
+            dialogues.append((Message.user(f"请重复：{text}"), Message.assistant(text)))
+    return dialogues
 
 
 def tool_variations(count: int, *, seed: int) -> list[tuple[Message, ...]]:

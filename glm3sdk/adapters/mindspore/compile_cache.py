@@ -56,8 +56,8 @@ class CompileCache:
                 cells are added to it.
         """
         entry = self._entry(key)
-        graph = _read(entry) if entry and self._finds else None
-        if entry is None or (graph is None and entry.exists()):
+        graph = _read(entry) if entry else None
+        if entry is None or (graph is not None and not self._finds):
             cell.compile(*inputs)
             return
         try:

@@ -9,10 +9,10 @@ from glm3sdk.adapters.mindspore.executor import EXECUTOR
 from glm3sdk.adapters.mindspore.failures import translated
 from glm3sdk.adapters.mindspore.profiles import DeviceProfile
 from glm3sdk.domain.model import Glm3Config
-from glm3sdk.errors import ServiceClosedError, UnsupportedOptionError
+from glm3sdk.errors import ServiceClosedError
 from glm3sdk.ports.checkpoint_store import CheckpointReader
 from glm3sdk.ports.model_runtime import DecodeSession, RuntimeCapabilities
-from glm3sdk.ports.training import AdamW, TrainingSession
+from glm3sdk.ports.training import TrainingPlan, TrainingSession
 
 if TYPE_CHECKING:
     from glm3sdk.adapters.mindspore.model.transformer import Glm3Cells
@@ -81,17 +81,12 @@ class MindSporeRuntime:
             self._config, self._profile, cells, slots=slots, max_seq_length=max_seq_length
         )
 
-    def start_training(self, *, optimizer: AdamW) -> TrainingSession:
-        """Train every weight; see the port. The runtime must hold them in float32."""
+    def start_training(self, *, plan: TrainingPlan) -> TrainingSession:
+        """Train every weight or an adapter; see the port."""
         cells = self._open_cells()
-        if self._capabilities.dtype != "float32":
-            raise UnsupportedOptionError(
-                f"training needs float32 weights, not {self._capabilities.dtype}; "
-                "load the runtime with dtype='float32'"
-            )
         from glm3sdk.adapters.mindspore.training import MindSporeTrainingSession
 
-        return MindSporeTrainingSession(self._config, self._profile, cells, optimizer=optimizer)
+        return MindSporeTrainingSession(self._config, self._profile, cells, plan=plan)
 
     def close(self) -> None:
         """Free the weights; sessions that are still open keep them until they are closed too."""

@@ -1,15 +1,16 @@
-"""A training session on MindSpore: every weight, on one device."""
+"""A training session on MindSpore: every weight or an adapter, on one device."""
 
 from __future__ import annotations
 
 import functools
 import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
+from glm3sdk.adapters.mindspore.adapters import Adapter
 from glm3sdk.adapters.mindspore.context import free_graphs, free_unused
 from glm3sdk.adapters.mindspore.executor import EXECUTOR
 from glm3sdk.adapters.mindspore.failures import translated
@@ -17,24 +18,28 @@ from glm3sdk.adapters.mindspore.model.loss import CausalLoss
 from glm3sdk.adapters.mindspore.model.optimizer import ApplyGraph, GradientGraph, OptimizerState
 from glm3sdk.adapters.mindspore.model.transformer import Glm3Cells
 from glm3sdk.adapters.mindspore.profiles import DeviceProfile
-from glm3sdk.adapters.mindspore.weights import tensor_to_host
+from glm3sdk.adapters.mindspore.weights import host_dtype, set_parameter, tensor_to_host
 from glm3sdk.domain.labels import IGNORED_LABEL
 from glm3sdk.domain.model import Glm3Config
-from glm3sdk.errors import InvalidDatasetError, NonFiniteLossError, ServiceClosedError
+from glm3sdk.errors import (
+    InvalidCheckpointError,
+    InvalidDatasetError,
+    NonFiniteLossError,
+    ServiceClosedError,
+)
 from glm3sdk.ports.arrays import HostArray, IntArray
-from glm3sdk.ports.training import AdamW, StepMetrics, TokenBatch
+from glm3sdk.ports.checkpoint_store import CheckpointReader, TensorSpec
+from glm3sdk.ports.training import StatePart, StepMetrics, TokenBatch, TrainingPlan
 
 
 class MindSporeTrainingSession:
     """A `TrainingSession`; see the port. A graph is compiled once per batch shape."""
 
     def __init__(
-        self, config: Glm3Config, profile: DeviceProfile, cells: Glm3Cells, *, optimizer: AdamW
+        self, config: Glm3Config, profile: DeviceProfile, cells: Glm3Cells, *, plan: TrainingPlan
     ) -> None:
         self._closed = False
-        self._graphs = translated(
-            lambda: TrainingGraphs(config, profile, cells, optimizer=optimizer)
-        )
+        self._graphs = translated(lambda: TrainingGraphs(config, profile, cells, plan=plan))
         # MindSpore frees a graph on the thread that made it, never in a collection elsewhere.
         finalizer = weakref.finalize(self, EXECUTOR.post, self._graphs.release)
         finalizer.atexit = False
@@ -45,7 +50,12 @@ class MindSporeTrainingSession:
         return sum(len(graph.compile_cache) for graph in self._open_graphs().compiled)
 
     def train_step(
-        self, micro_batches: Sequence[TokenBatch], *, learning_rate: float
+        self,
+        micro_batches: Sequence[TokenBatch],
+        *,
+        learning_rate: float,
+        loss_scale: float = 1.0,
+        dropout_seed: int = 0,
     ) -> StepMetrics:
         """Take one optimizer step; see the port.
 
@@ -57,7 +67,9 @@ class MindSporeTrainingSession:
         tokens = sum(_counted(batch) for batch in micro_batches)
         if tokens == 0:
             raise InvalidDatasetError("every label of this step is masked: nothing to learn")
-        loss, norm = translated(lambda: graphs.train(micro_batches, tokens, learning_rate))
+        loss, norm = translated(
+            lambda: graphs.train(micro_batches, tokens, learning_rate, loss_scale, dropout_seed)
+        )
         if not math.isfinite(loss + norm):
             raise NonFiniteLossError(
                 f"the loss ({loss}) or its gradient (norm {norm}) is not finite; nothing was "
@@ -70,11 +82,34 @@ class MindSporeTrainingSession:
         graphs, tokens = self._open_graphs(), _counted(batch)
         return StepMetrics(loss=translated(lambda: graphs.evaluate(batch, tokens)), tokens=tokens)
 
-    def weights(self) -> Iterator[tuple[str, HostArray]]:
-        """Every weight under its Hugging Face name."""
-        for parameter in self._open_graphs().parameters:
+    def specs(self, part: StatePart) -> Mapping[str, TensorSpec]:
+        """Names, shapes and dtypes of what `state` yields."""
+        return {
+            parameter.name: TensorSpec(tuple(parameter.shape), host_dtype(parameter))
+            for parameter in self._open_graphs().held(part)
+        }
+
+    def state(self, part: StatePart) -> Iterator[tuple[str, HostArray]]:
+        """A part of the state, one tensor in host memory at a time."""
+        for parameter in self._open_graphs().held(part):
             self._open_graphs()
             yield parameter.name, translated(functools.partial(tensor_to_host, parameter))
+
+    def restore(self, checkpoint: CheckpointReader) -> None:
+        """Take both parts from a checkpoint; see the port."""
+        graphs = self._open_graphs()
+        held = [parameter for part in StatePart for parameter in graphs.held(part)]
+        for parameter in held:
+            spec = checkpoint.tensors.get(parameter.name)
+            if spec is None or spec.shape != tuple(parameter.shape):
+                found = "is missing" if spec is None else f"has shape {list(spec.shape)}"
+                raise InvalidCheckpointError(
+                    f"the checkpoint does not fit this run: {parameter.name} {found}, "
+                    f"expected {list(parameter.shape)}"
+                )
+        for parameter in held:
+            value = checkpoint.read(parameter.name)
+            translated(functools.partial(set_parameter, parameter, value))
 
     def close(self) -> None:
         """Free graphs and optimizer state; the weights stay as they were trained."""
@@ -91,41 +126,63 @@ class TrainingGraphs:
     """Graphs and optimizer state of one session; every method runs on the executor."""
 
     def __init__(
-        self, config: Glm3Config, profile: DeviceProfile, cells: Glm3Cells, *, optimizer: AdamW
+        self, config: Glm3Config, profile: DeviceProfile, cells: Glm3Cells, *, plan: TrainingPlan
     ) -> None:
         self._config = config
         self._profile = profile
-        self._cells = cells
-        self._losses: dict[int, CausalLoss] = {}
+        self._adapter = Adapter(plan.lora, config, seed=plan.seed) if plan.lora else None
+        if self._adapter:
+            self._training = self._adapter.cells(config, profile, cells, dropout=True)
+            self._evaluation = self._adapter.cells(config, profile, cells, dropout=False)
+            self.parameters: list[Parameter] = self._adapter.parameters
+        else:
+            # Cells of its own: recompute would stay on cells that others use.
+            weights = {parameter.name: parameter for parameter in cells.get_parameters()}
+            self._training = self._evaluation = Glm3Cells(config, profile, weights.__getitem__)
+            self.parameters = list(cells.get_parameters())
+        self._recompute = plan.recompute
+        self._losses: dict[tuple[int, bool], CausalLoss] = {}
         self._gradients: dict[tuple[int, bool], GradientGraph] = {}
-        self.parameters: list[Parameter] = list(cells.get_parameters())
         _require_gradients(self.parameters, required=True)
         self._state = OptimizerState(self.parameters)
-        self._apply = ApplyGraph(self._state, optimizer)
+        self._apply = ApplyGraph(self._state, plan.optimizer)
 
     @property
     def compiled(self) -> tuple[nn.Cell, ...]:
         """Every cell that is compiled as a graph."""
         return (*self._losses.values(), *self._gradients.values(), self._apply)
 
+    def held(self, part: StatePart) -> list[Parameter]:
+        """The Parameters of a part of the state."""
+        return self.parameters if part is StatePart.WEIGHTS else self._state.saved
+
     def train(
-        self, micro_batches: Sequence[TokenBatch], tokens: int, learning_rate: float
+        self,
+        micro_batches: Sequence[TokenBatch],
+        tokens: int,
+        learning_rate: float,
+        loss_scale: float,
+        dropout_seed: int,
     ) -> tuple[float, float]:
         """Return loss and gradient norm; weights change if both are finite."""
         loss = norm = 0.0
-        weight = Tensor(np.float32(1.0 / tokens))
+        weight = Tensor(np.float32(loss_scale / tokens))
+        if self._adapter:
+            self._adapter.dropout_seed.set_data(Tensor(np.int32(dropout_seed)))
         for index, batch in enumerate(micro_batches):
             graph = self._gradient_graph(batch.input_ids.shape[1], accumulate=index > 0)
             part, norm = graph(*_tensors(batch), weight).asnumpy().tolist()
             loss += part
+        loss, norm = loss / loss_scale, norm / loss_scale
         if math.isfinite(loss + norm):
-            self._apply(Tensor(np.float32(norm)), Tensor(np.float32(learning_rate)))
+            self._apply(*(Tensor(np.float32(each)) for each in (norm, learning_rate, loss_scale)))
         return loss, norm
 
     def evaluate(self, batch: TokenBatch, tokens: int) -> float:
         """Mean loss of a batch."""
         weight = Tensor(np.float32(1.0 / max(tokens, 1)))
-        return float(self._loss(batch.input_ids.shape[1])(*_tensors(batch), weight).asnumpy())
+        loss = self._loss(batch.input_ids.shape[1], training=False)
+        return float(loss(*_tensors(batch), weight).asnumpy())
 
     def release(self) -> None:
         """Drop graphs and state; a second time changes nothing."""
@@ -137,18 +194,21 @@ class TrainingGraphs:
         self.__dict__.clear()
         free_unused()
 
-    def _loss(self, seq_length: int) -> CausalLoss:
-        if seq_length not in self._losses:
-            self._losses[seq_length] = CausalLoss(
-                self._config, self._profile, self._cells, seq_length=seq_length
-            )
-        return self._losses[seq_length]
+    def _loss(self, seq_length: int, *, training: bool) -> CausalLoss:
+        key = (seq_length, training)
+        if key not in self._losses:
+            cells = self._training if training else self._evaluation
+            loss = CausalLoss(self._config, self._profile, cells, seq_length=seq_length)
+            if training and self._recompute:
+                loss.recompute_layers()
+            self._losses[key] = loss
+        return self._losses[key]
 
     def _gradient_graph(self, seq_length: int, *, accumulate: bool) -> GradientGraph:
         key = (seq_length, accumulate)
         if key not in self._gradients:
             self._gradients[key] = GradientGraph(
-                self._loss(seq_length), self._state, accumulate=accumulate
+                self._loss(seq_length, training=True), self._state, accumulate=accumulate
             )
         return self._gradients[key]
 

@@ -39,3 +39,13 @@ def tensor_to_host(tensor: Tensor) -> HostArray:
         tensor = tensor.astype(ms.float32)
     array: HostArray = tensor.asnumpy()
     return array
+
+
+def host_dtype(parameter: Parameter) -> str:
+    """The dtype in which `tensor_to_host` gives a Parameter."""
+    return "float32" if parameter.dtype == ms.bfloat16 else str(parameter.dtype).lower()
+
+
+def set_parameter(parameter: Parameter, value: HostArray) -> None:
+    """Give a Parameter other values of the same shape."""
+    parameter.set_data(host_to_tensor(value, str(parameter.dtype).lower()))

@@ -43,6 +43,7 @@ _CODES = {
 _NAMES = {code: dtype for dtype, code in _CODES.items()}
 _METADATA = "__metadata__"
 _CHUNK_BYTES = 8 * 1024 * 1024
+_READ_BYTES = 1024 * 1024
 
 
 def write_safetensors(
@@ -87,7 +88,7 @@ def write_safetensors(
                     offset += len(chunk)
             with writing(path):
                 file.seek(hashed)
-                while data := file.read(_CHUNK_BYTES):
+                while data := file.read(_READ_BYTES):
                     digest.update(data)
                     hashed += len(data)
                 os.fsync(file.fileno())

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from mindspore import Tensor, nn, ops
 
-from glm3sdk.adapters.mindspore.model.linear import Linear
-
 
 class FeedForward(nn.Cell):
     """x1 and x2 are the two halves of dense_h_to_4h's output."""
 
-    def __init__(self, dense_h_to_4h: Linear, dense_4h_to_h: Linear, *, fused: bool) -> None:
+    def __init__(self, dense_h_to_4h: nn.Cell, dense_4h_to_h: nn.Cell, *, fused: bool) -> None:
         super().__init__(auto_prefix=False)
         self.dense_h_to_4h = dense_h_to_4h
         self.dense_4h_to_h = dense_4h_to_h

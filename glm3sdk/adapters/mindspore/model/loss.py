@@ -62,6 +62,12 @@ class CausalLoss(nn.Cell):
         chosen = self.gather_label(self.log_softmax(self.model.logits(x)), 1, labels * counted)
         return -(chosen * ops.cast(counted, ms.float32)).sum() * weight
 
+    def recompute_layers(self) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        for layer in self.layers:
+            layer.recompute()
+        self.attention.recompute()
+
     def _by_head(self, x: Tensor, batch: int, heads: int) -> Tensor:
         x = x.reshape((batch, self.seq_length, heads, self.channels))
         return self.transpose(x, (0, 2, 1, 3))

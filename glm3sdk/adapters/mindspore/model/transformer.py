@@ -21,6 +21,13 @@ from glm3sdk.domain.model import Glm3Config
 Weights = Callable[[str], Parameter]
 """Gives the Parameter of a Hugging Face name."""
 
+Adapt = Callable[[Linear], nn.Cell]
+"""Gives the cell to use in a linear layer's place: the layer itself, or one with an adapter."""
+
+
+def _unadapted(linear: Linear) -> nn.Cell:
+    return linear
+
 
 class DecoderLayer(nn.Cell):
     """One pre-norm layer: attention and feed-forward, each added to the residual.
@@ -29,7 +36,12 @@ class DecoderLayer(nn.Cell):
     """
 
     def __init__(
-        self, config: Glm3Config, profile: DeviceProfile, weights: Weights, prefix: str
+        self,
+        config: Glm3Config,
+        profile: DeviceProfile,
+        weights: Weights,
+        prefix: str,
+        adapt: Adapt,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.heads = config.num_attention_heads
@@ -39,9 +51,9 @@ class DecoderLayer(nn.Cell):
         self.turned_width = self.turned * self.channels
         self.value_width = self.groups * self.channels
 
-        def linear(name: str, *, bias: bool = False) -> Linear:
+        def linear(name: str, *, bias: bool = False) -> nn.Cell:
             weight = weights(f"{prefix}{name}.weight")
-            return Linear(weight, weights(f"{prefix}{name}.bias") if bias else None)
+            return adapt(Linear(weight, weights(f"{prefix}{name}.bias") if bias else None))
 
         def norm(name: str) -> RmsNorm:
             return RmsNorm(
@@ -80,12 +92,21 @@ class DecoderLayer(nn.Cell):
 class Glm3Cells(nn.Cell):
     """Embedding, layers, final norm and output layer."""
 
-    def __init__(self, config: Glm3Config, profile: DeviceProfile, weights: Weights) -> None:
+    def __init__(
+        self,
+        config: Glm3Config,
+        profile: DeviceProfile,
+        weights: Weights,
+        *,
+        adapt: Adapt = _unadapted,
+    ) -> None:
         super().__init__(auto_prefix=False)
         self.word_embeddings = weights("transformer.embedding.word_embeddings.weight")
         self.layers = nn.CellList(
             [
-                DecoderLayer(config, profile, weights, f"transformer.encoder.layers.{index}.")
+                DecoderLayer(
+                    config, profile, weights, f"transformer.encoder.layers.{index}.", adapt
+                )
                 for index in range(config.num_layers)
             ],
             auto_prefix=False,

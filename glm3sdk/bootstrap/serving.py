@@ -1,37 +1,17 @@
-"""The only module that chooses adapters: names and paths become loaded parts."""
+"""A loaded model: a service, a runtime or a tokenizer alone."""
 
 from __future__ import annotations
 
-import difflib
 import os
-import sys
-from functools import partial
-from importlib import resources
 from pathlib import Path
 
-from glm3sdk.adapters.mindspore.profiles import PROFILES
-from glm3sdk.adapters.mindspore.runtime import MindSporeRuntime
 from glm3sdk.adapters.sentencepiece import SentencePieceTokenizer
-from glm3sdk.adapters.storage.hugging_face import HuggingFaceDirectory
-from glm3sdk.adapters.storage.validation import require_tensors
-from glm3sdk.domain.model import PRESETS
-from glm3sdk.errors import InvalidCheckpointError, InvalidTokenizerError, unknown_name
-from glm3sdk.hookspecs import RegisterRuntime, hookimpl
-from glm3sdk.plugins import plugin_manager, registered_runtimes
+from glm3sdk.bootstrap.models import BUNDLED, model_directory, open_model
+from glm3sdk.bootstrap.runtimes import DEFAULT_RUNTIME, runtime_factory, start_runtime
+from glm3sdk.errors import InvalidTokenizerError
 from glm3sdk.ports.model_runtime import ModelRuntime
 from glm3sdk.ports.tokenizer import Tokenizer
 from glm3sdk.services.chat import Glm3Service
-
-DEFAULT_RUNTIME = "mindspore-cpu"
-
-BUNDLED = ("tiny",)
-
-
-@hookimpl
-def glm3_register_runtimes(register: RegisterRuntime) -> None:
-    """Register the runtimes that ship with the SDK, as any plugin would."""
-    for name, profile in PROFILES.items():
-        register(name, partial(MindSporeRuntime, profile=profile))
 
 
 def load_service(
@@ -47,7 +27,8 @@ def load_service(
     """Load a model and its tokenizer, ready to chat. Close it, or use it in a `with`.
 
     Args:
-        model: "tiny", the bundled model, or a directory in Hugging Face layout.
+        model: "tiny", the bundled model, a directory in Hugging Face layout, a LoRA adapter
+            (its base model is loaded too), or the directory of a finetune run.
         runtime: "mindspore-cpu", "mindspore-ascend", or what a plugin registered.
         slots: conversations that are decoded side by side.
         max_seq_length: most tokens of prompt and reply together; by default the model's.
@@ -62,10 +43,11 @@ def load_service(
         UnknownNameError: no runtime goes by that name.
         BackendUnavailableError: the runtime's framework or device is not there.
     """
-    path = _model_directory(model)
-    tokenizer = load_tokenizer(path)
-    loaded = load_runtime(
-        path,
+    runtime_factory(runtime)  # a wrong name is known before a large checkpoint is opened
+    opened = open_model(model)
+    tokenizer = load_tokenizer(opened.tokenizer_path or opened.path)
+    loaded = start_runtime(
+        opened,
         runtime=runtime,
         dtype=dtype,
         device_id=device_id,
@@ -93,14 +75,10 @@ def load_runtime(
     max_device_memory: str | None = None,
 ) -> ModelRuntime:
     """Load a model's weights alone: tokens in, logits out. Arguments as `load_service`."""
-    factories = registered_runtimes(plugin_manager([sys.modules[__name__]]))
-    if runtime not in factories:
-        raise unknown_name("runtime", runtime, factories)
-    directory = HuggingFaceDirectory(_model_directory(model))
-    require_tensors(directory, directory.config)
-    return factories[runtime](
-        config=directory.config,
-        checkpoint=directory,
+    runtime_factory(runtime)
+    return start_runtime(
+        open_model(model),
+        runtime=runtime,
         dtype=dtype,
         device_id=device_id,
         max_device_memory=max_device_memory,
@@ -117,27 +95,10 @@ def load_tokenizer(path: str | os.PathLike[str] = "tiny") -> Tokenizer:
         InvalidTokenizerError: it is missing or cannot be read.
     """
     if os.fspath(path) in BUNDLED:
-        path = _model_directory(path)
+        path = model_directory(path)
     if not Path(path).exists():
         raise InvalidTokenizerError(
             f"no tokenizer at {os.fspath(path)!r}: pass a tokenizer.model, a directory that "
             "holds one, or 'tiny'"
         )
     return SentencePieceTokenizer(Path(path))
-
-
-def _model_directory(model: str | os.PathLike[str]) -> Path:
-    name = os.fspath(model)
-    if name in BUNDLED:
-        return Path(str(resources.files("glm3sdk") / "assets" / name))
-    path = Path(name)
-    if path.exists():
-        return path
-    if name in PRESETS:
-        raise InvalidCheckpointError(
-            f"{name!r} does not ship with the SDK: download its Hugging Face repository "
-            "and pass the directory's path"
-        )
-    message = f"no model directory {name!r} (bundled: {', '.join(BUNDLED)})"
-    close = difflib.get_close_matches(name, BUNDLED, n=1)
-    raise InvalidCheckpointError(message + (f"; did you mean {close[0]!r}?" if close else ""))

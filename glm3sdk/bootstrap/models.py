@@ -1,0 +1,111 @@
+"""From the name or path of a model to its config, weights and tokenizer file."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from importlib import resources
+from pathlib import Path
+
+import attrs
+
+from glm3sdk.adapters.storage.hugging_face import HuggingFaceDirectory
+from glm3sdk.adapters.storage.local import LocalCheckpointStore
+from glm3sdk.adapters.storage.safetensors_file import TensorFiles, read_specs
+from glm3sdk.adapters.storage.validation import require_tensors
+from glm3sdk.domain.lora import ADAPTER_CONFIG, ADAPTER_TENSORS, Lora
+from glm3sdk.domain.model import PRESETS, Glm3Config
+from glm3sdk.errors import InvalidCheckpointError
+from glm3sdk.ports.checkpoint_store import CheckpointReader
+from glm3sdk.services.adapters import MergedCheckpoint
+
+BUNDLED = ("tiny",)
+
+RESULT = "result"
+CHECKPOINTS = "checkpoints"
+
+_TOKENIZER = "tokenizer.model"
+# An adapter on an adapter on ... in a circle must end.
+_MOST_ADAPTERS = 8
+
+
+@attrs.frozen(eq=False)
+class OpenedModel:
+    """A model that is open for reading.
+
+    Attributes:
+        config: its hyper-parameters.
+        checkpoint: its weights, checked against the config; an adapter is merged in.
+        tokenizer_path: its tokenizer.model, or None.
+        path: its directory.
+    """
+
+    config: Glm3Config
+    checkpoint: CheckpointReader
+    tokenizer_path: Path | None
+    path: Path
+
+
+def model_directory(model: str | os.PathLike[str]) -> Path:
+    """The directory of a bundled model, a path, or a finetune run's result.
+
+    Raises:
+        InvalidCheckpointError: there is no such directory.
+    """
+    name = os.fspath(model)
+    if name in BUNDLED:
+        return Path(str(resources.files("glm3sdk") / "assets" / name))
+    path = Path(name)
+    if path.exists():
+        return _of_run(path)
+    if name in PRESETS:
+        raise InvalidCheckpointError(
+            f"{name!r} does not ship with the SDK: download its Hugging Face repository "
+            "and pass the directory's path"
+        )
+    message = f"no model directory {name!r} (bundled: {', '.join(BUNDLED)})"
+    close = difflib.get_close_matches(name, BUNDLED, n=1)
+    raise InvalidCheckpointError(message + (f"; did you mean {close[0]!r}?" if close else ""))
+
+
+def open_model(model: str | os.PathLike[str]) -> OpenedModel:
+    """Open a model; an adapter's base model is opened too and the adapter merged in.
+
+    Raises:
+        InvalidConfigError: config.json is missing or of another architecture.
+        InvalidCheckpointError: no such directory, or a tensor is missing or misshapen.
+    """
+    return _open(model_directory(model), adapters_left=_MOST_ADAPTERS)
+
+
+def _open(path: Path, *, adapters_left: int) -> OpenedModel:
+    if not (path / ADAPTER_CONFIG).is_file():
+        directory = HuggingFaceDirectory(path)
+        require_tensors(directory, directory.config)
+        return OpenedModel(directory.config, directory, directory.tokenizer_path, path)
+    if not adapters_left:
+        raise InvalidCheckpointError(f"{path}: too many adapters on one another")
+    try:
+        values = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        lora, base_name = Lora.from_peft(values)
+        adapter = TensorFiles(path)
+        adapter.add(path / ADAPTER_TENSORS, read_specs(path / ADAPTER_TENSORS))
+    except (OSError, ValueError) as exc:
+        raise InvalidCheckpointError(f"{path} is not an adapter: {exc}") from exc
+    base = _open(model_directory(base_name), adapters_left=adapters_left - 1)
+    merged = MergedCheckpoint(base.checkpoint, adapter, lora=lora, config=base.config)
+    own_tokenizer = path / _TOKENIZER
+    tokenizer_path = own_tokenizer if own_tokenizer.is_file() else base.tokenizer_path
+    return OpenedModel(base.config, merged, tokenizer_path, path)
+
+
+def _of_run(path: Path) -> Path:
+    """A run's result, or its newest checkpoint while it has none; any other path as it is."""
+    if (path / RESULT).is_dir():
+        return path / RESULT
+    if (path / CHECKPOINTS).is_dir():
+        published = LocalCheckpointStore().list(str(path / CHECKPOINTS))
+        if published:
+            return Path(published[-1])
+    return path
