@@ -12,6 +12,9 @@ settings.load_profile("repeatable")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+# Compiled graphs of the tests stay in the repository; a cache of the user's is not touched.
+os.environ.setdefault("GLM3SDK_CACHE_DIR", str(REPOSITORY / ".pytest_cache" / "glm3sdk"))
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

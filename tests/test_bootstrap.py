@@ -43,7 +43,7 @@ def test_a_name_that_two_plugins_register_is_an_error_that_names_both():
         register("mine", scripted)
 
     one = plugin("plugin_one", glm3_register_runtimes=register_mine)
-    two = plugin("plugin_two", glm3_register_runtimes=lambda register: register_mine(register))
+    two = plugin("plugin_two", glm3_register_runtimes=register_mine)
     manager = plugin_manager([one, two], discover=False)
     with pytest.raises(PluginError, match="'mine' is registered twice") as raised:
         registered_runtimes(manager)
@@ -81,7 +81,7 @@ def test_a_model_that_is_not_there_is_named(model: str, message: str):
 
 
 def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path):
-    with pytest.raises(InvalidTokenizerError, match="tokenizer.model"):
+    with pytest.raises(InvalidTokenizerError, match=r"tokenizer\.model"):
         load_tokenizer(tmp_path)
     with pytest.raises(InvalidTokenizerError, match="no tokenizer at"):
         load_tokenizer(tmp_path / "nothing")

@@ -121,14 +121,14 @@ def collate(
     return TokenBatch(input_ids=input_ids, labels=labels)
 
 
-def bucketed_batches(
+def bucketed_epoch(
     examples: Sequence[Example], *, buckets: Sequence[int], batch_tokens: int, seed: int
 ) -> Iterator[TokenBatch]:
-    """Yield batches without end, each padded to the smallest bucket that holds it.
+    """Yield the batches of one epoch, each padded to the smallest bucket that holds it.
 
     A graph is compiled for each bucket's length, so padding costs little and there are few
-    graphs. Every epoch visits each example once, in an order that the seed decides; a batch
-    that lacks examples is filled up with ones that come round again.
+    graphs. Each example comes once, in an order that the seed decides; a batch that lacks
+    examples is filled up with ones that come again.
 
     Args:
         examples: the sequences; those longer than the last bucket are cut.
@@ -141,14 +141,13 @@ def bucketed_batches(
     for example in examples:
         length = next((size for size in buckets if len(example) <= size), buckets[-1])
         by_bucket.setdefault(length, []).append(example)
-    while True:
-        batches = []
-        for length, group in by_bucket.items():
-            count = max(batch_tokens // length, 1)
-            chosen = order.permutation(len(group))
-            padded = np.resize(chosen, -(-len(group) // count) * count)
-            batches += [(length, rows) for rows in padded.reshape(-1, count)]
-        for index in order.permutation(len(batches)):
-            length, rows = batches[index]
-            group = by_bucket[length]
-            yield collate([group[row] for row in rows], seq_length=length)
+    batches = []
+    for length, group in by_bucket.items():
+        count = max(batch_tokens // length, 1)
+        chosen = order.permutation(len(group))
+        padded = np.resize(chosen, -(-len(group) // count) * count)
+        batches += [(length, rows) for rows in padded.reshape(-1, count)]
+    for index in order.permutation(len(batches)):
+        length, rows = batches[index]
+        group = by_bucket[length]
+        yield collate([group[row] for row in rows], seq_length=length)

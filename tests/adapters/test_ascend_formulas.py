@@ -17,7 +17,7 @@ from glm3sdk.adapters.mindspore.profiles import ASCEND, CPU, DeviceProfile
 from glm3sdk.adapters.mindspore.runtime import MindSporeRuntime
 from glm3sdk.adapters.storage.hugging_face import HuggingFaceDirectory
 from glm3sdk.domain.model import Glm3Config
-from glm3sdk.ports.training import AdamW, StepMetrics, TokenBatch
+from glm3sdk.ports.training import StepMetrics, TokenBatch, TrainingPlan
 from glm3sdk.testing.random_checkpoint import write_random_checkpoint
 
 CONFIG = Glm3Config(
@@ -84,7 +84,7 @@ def _logits(runtime: MindSporeRuntime) -> np.ndarray:
 
 
 def _steps(runtime: MindSporeRuntime) -> list[StepMetrics]:
-    session = runtime.start_training(optimizer=AdamW())
+    session = runtime.start_training(plan=TrainingPlan())
     ids = np.random.default_rng(0).integers(3, 60, (2, 8), dtype=np.int32)
     labels = np.concatenate([ids[:, 1:], np.full((2, 1), -100, np.int32)], axis=1)
     metrics = [session.train_step([TokenBatch(ids, labels)], learning_rate=1e-2) for _ in range(3)]

@@ -17,7 +17,7 @@ from glm3sdk.adapters.mindspore.runtime import MindSporeRuntime
 from glm3sdk.adapters.storage.hugging_face import HuggingFaceDirectory
 from glm3sdk.domain.model import Glm3Config
 from glm3sdk.errors import BackendUnavailableError, RuntimeFailureError, UnsupportedOptionError
-from glm3sdk.ports.training import AdamW
+from glm3sdk.ports.training import TrainingPlan
 from glm3sdk.testing.random_checkpoint import write_random_checkpoint
 
 LAYERS, HEADS, GROUPS, CHANNELS = 2, 4, 2, 128
@@ -327,5 +327,5 @@ def test_training_needs_float32_weights(checkpoint: HuggingFaceDirectory) -> Non
     runtime = MindSporeRuntime(config=CONFIG, checkpoint=checkpoint, profile=profile)
     assert runtime.capabilities.dtype == "bfloat16"
     with pytest.raises(UnsupportedOptionError, match="float32"):
-        runtime.start_training(optimizer=AdamW())
+        runtime.start_training(plan=TrainingPlan())
     runtime.close()

@@ -14,7 +14,7 @@ from glm3sdk.adapters.mindspore.training import MindSporeTrainingSession
 from glm3sdk.adapters.storage.hugging_face import HuggingFaceDirectory
 from glm3sdk.domain.model import Glm3Config
 from glm3sdk.errors import InvalidDatasetError, NonFiniteLossError, ServiceClosedError
-from glm3sdk.ports.training import AdamW, TokenBatch
+from glm3sdk.ports.training import AdamW, StatePart, TokenBatch, TrainingPlan
 from glm3sdk.testing.random_checkpoint import random_weights, write_random_checkpoint
 
 CONFIG = Glm3Config(
@@ -61,7 +61,7 @@ def oracle_loss(weights: Mapping[str, np.ndarray], data: TokenBatch) -> float:
 
 
 def held_by(session: MindSporeTrainingSession) -> dict[str, np.ndarray]:
-    return {name: array.copy() for name, array in session.weights()}
+    return {name: array.copy() for name, array in session.state(StatePart.WEIGHTS)}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def step(
 ) -> dict[str, np.ndarray]:
     """The weights after one step from the checkpoint's."""
     runtime = load(folder)
-    session = runtime.start_training(optimizer=AdamW(**constants))
+    session = runtime.start_training(plan=TrainingPlan(optimizer=AdamW(**constants)))
     session.train_step(batches, learning_rate=rate)
     weights = held_by(session)
     session.close()
@@ -103,7 +103,7 @@ def runtime(folder: Path) -> Iterator[MindSporeRuntime]:
 @pytest.fixture(scope="module")
 def untrained(runtime: MindSporeRuntime) -> Iterator[MindSporeTrainingSession]:
     """A session for tests that leave the weights as they are."""
-    session = runtime.start_training(optimizer=PLAIN)
+    session = runtime.start_training(plan=TrainingPlan(optimizer=PLAIN))
     yield session
     session.close()
 
@@ -168,7 +168,9 @@ def test_the_gradient_norm_is_that_of_the_oracle(folder: Path) -> None:
     # A step along the gradient of length s lowers the loss by s * |gradient|. AdamW with a
     # large epsilon is such a step: rate * g / (|g| + epsilon) is rate / epsilon * g.
     runtime = load(folder)
-    session = runtime.start_training(optimizer=AdamW(weight_decay=0.0, clip_norm=None, epsilon=1e3))
+    session = runtime.start_training(
+        plan=TrainingPlan(optimizer=AdamW(weight_decay=0.0, clip_norm=None, epsilon=1e3))
+    )
     norm = session.train_step([BATCH], learning_rate=1.0).grad_norm
     after = held_by(session)
     session.close()
@@ -224,11 +226,11 @@ def test_a_clipped_gradient_keeps_its_direction_and_shortens_the_step(
 def test_a_loss_that_is_not_finite_raises_and_changes_no_weight(tmp_path: Path) -> None:
     write_random_checkpoint(tmp_path, CONFIG, scale=1e30)
     runtime = load(tmp_path)
-    session = runtime.start_training(optimizer=AdamW())
+    session = runtime.start_training(plan=TrainingPlan())
     before = held_by(session)
     with pytest.raises(NonFiniteLossError, match="not finite"):
         session.train_step([BATCH], learning_rate=RATE)
-    for name, array in session.weights():
+    for name, array in session.state(StatePart.WEIGHTS):
         np.testing.assert_array_equal(array, before[name])
     session.close()
     runtime.close()
@@ -247,7 +249,7 @@ def test_training_learns_a_batch_by_heart_compiles_once_and_decoding_sees_it(
     runtime = load(folder)
     decoding = runtime.start_decode(slots=1, max_seq_length=16)
     untrained = decoding.prefill(0, [1, 2, 3])
-    training = runtime.start_training(optimizer=AdamW(weight_decay=0.0))
+    training = runtime.start_training(plan=TrainingPlan(optimizer=AdamW(weight_decay=0.0)))
     training.train_step([BATCH, BATCH], learning_rate=1e-2)
     compiled = training.compiled_graphs
     for _ in range(150):
@@ -268,9 +270,9 @@ def test_training_learns_a_batch_by_heart_compiles_once_and_decoding_sees_it(
 def test_a_closed_training_session_frees_its_state_and_says_so(
     runtime: MindSporeRuntime,
 ) -> None:
-    session = runtime.start_training(optimizer=AdamW())
+    session = runtime.start_training(plan=TrainingPlan())
     held = [weakref.ref(moment) for moment in session._graphs._state.first]
-    weights = session.weights()
+    weights = session.state(StatePart.WEIGHTS)
     next(weights)
     session.close()
     session.close()

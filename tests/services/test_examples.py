@@ -13,7 +13,7 @@ from glm3sdk.domain.labels import IGNORED_LABEL, Turn, join_turns, shifted_label
 from glm3sdk.domain.special_tokens import SpecialToken
 from glm3sdk.services.examples import (
     Example,
-    bucketed_batches,
+    bucketed_epoch,
     collate,
     encode_conversation,
     encode_training,
@@ -140,10 +140,9 @@ def examples() -> list[Example]:
 
 
 def test_an_epoch_visits_every_example(examples: list[Example]):
-    batches = bucketed_batches(examples, buckets=(32, 64), batch_tokens=64, seed=0)
+    batches = bucketed_epoch(examples, buckets=(32, 64), batch_tokens=64, seed=0)
     seen: set[tuple[int, ...]] = set()
-    for _ in range(len(examples)):
-        batch = next(batches)
+    for batch in batches:
         assert batch.input_ids.shape in {(2, 32), (1, 64)}
         seen |= {tuple(row[row != 0]) for row in batch.input_ids}
     assert seen == {example.input_ids for example in examples}
@@ -151,8 +150,8 @@ def test_an_epoch_visits_every_example(examples: list[Example]):
 
 def test_the_seed_decides_the_order(examples: list[Example]):
     def first(seed: int) -> list[bytes]:
-        batches = bucketed_batches(examples, buckets=(64,), batch_tokens=64, seed=seed)
-        return [next(batches).input_ids.tobytes() for _ in range(19)]
+        batches = bucketed_epoch(examples, buckets=(64,), batch_tokens=64, seed=seed)
+        return [batch.input_ids.tobytes() for batch in batches]
 
     assert first(1) == first(1)
     assert first(1) != first(2)

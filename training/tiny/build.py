@@ -7,19 +7,19 @@ that it answers what it was trained on, and writes glm3sdk/assets/tiny in fp16.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 from safetensors.numpy import save_file
-from variations import copy_variations, tool_variations
+from variations import variations
 
 from glm3sdk import GenerationConfig, Glm3Config, Glm3Service, Message, Role, load_tokenizer
 from glm3sdk.adapters.mindspore.profiles import CPU
@@ -32,9 +32,8 @@ from glm3sdk.domain.prompt import render_message
 from glm3sdk.domain.training import Schedule
 from glm3sdk.ports.arrays import HostArray
 from glm3sdk.ports.tokenizer import Tokenizer
-from glm3sdk.ports.training import AdamW, StatePart, TrainingPlan
-from glm3sdk.services.examples import Example, bucketed_batches, encode_conversation
-from glm3sdk.testing.random_checkpoint import write_random_checkpoint
+from glm3sdk.ports.training import AdamW, StatePart, TokenBatch, TrainingPlan
+from glm3sdk.services.examples import bucketed_epoch, encode_conversation
 
 HERE = Path(__file__).parent
 ASSETS = HERE.parents[1] / "glm3sdk" / "assets" / "tiny"
@@ -94,20 +93,64 @@ def train_tokenizer(dialogues: list[tuple[Message, ...]], directory: Path) -> To
 def _with_word_borders(line: str, segment: WordSegmenter) -> str:
     """A border between words, but none beside a space: "▁is" is a piece."""
     words = segment(line)
-    borders = ("" if " " in word[-1] + after[0] else _BORDER for word, after in pairwise(words))
-    return "".join(chain.from_iterable(zip(words, (*borders, ""), strict=True)))
+    borders = (
+        "" if " " in word[-1] + after[0] else _BORDER for word, after in itertools.pairwise(words)
+    )
+    return "".join(itertools.chain.from_iterable(zip(words, (*borders, ""), strict=True)))
 
 
-def train(
-    directory: Path, examples: list[Example], *, steps: int, batch_tokens: int
-) -> dict[str, HostArray]:
+def epochs(
+    dialogues: list[tuple[Message, ...]], tokenizer: Tokenizer, *, batch_tokens: int
+) -> Iterator[TokenBatch]:
+    """Batches without end. The variations differ in every epoch: they cannot be memorised."""
+    written = [encode_conversation(dialogue, tokenizer) for dialogue in dialogues]
+    for epoch in itertools.count():
+        varied = [encode_conversation(each, tokenizer) for each in variations(seed=epoch)]
+        yield from bucketed_epoch(
+            [*written, *varied], buckets=BUCKETS, batch_tokens=batch_tokens, seed=epoch
+        )
+
+
+def initial_weights(*, seed: int) -> dict[str, HostArray]:
+    """Random weights to start from.
+
+    Embeddings are large beside what the layers first add to them, so that a token's identity
+    survives to the last layer: copying depends on it.
+    """
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, shape in CONFIG.tensor_shapes().items():
+        if name.endswith("layernorm.weight"):
+            values = np.ones(shape)
+        elif name.endswith("bias"):
+            values = np.zeros(shape)
+        elif name.endswith("word_embeddings.weight"):
+            values = rng.normal(0.0, 1.0, shape)
+        elif name.endswith("output_layer.weight"):
+            values = rng.normal(0.0, 0.02, shape)
+        else:
+            adds = name.endswith((".dense.weight", ".dense_4h_to_h.weight"))
+            scale = 1.0 / np.sqrt(2 * CONFIG.num_layers) if adds else 1.0
+            values = rng.normal(0.0, scale / np.sqrt(shape[1]), shape)
+        weights[name] = values.astype(np.float32)
+    return weights
+
+
+def publish(directory: Path, weights: dict[str, HostArray], dtype: str) -> None:
+    """Write a model directory beside the tokenizer."""
+    converted = {name: value.astype(dtype) for name, value in weights.items()}
+    save_file(converted, directory / "model.safetensors", metadata={"format": "np"})
+    values = {**CONFIG.to_hugging_face(), "torch_dtype": dtype}
+    (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+
+
+def train(directory: Path, batches: Iterator[TokenBatch], *, steps: int) -> dict[str, HostArray]:
     """Train from random weights and return the trained ones."""
-    write_random_checkpoint(directory, CONFIG, seed=1)
+    publish(directory, initial_weights(seed=1), "float32")
     reader = HuggingFaceDirectory(directory)
     runtime = MindSporeRuntime(config=CONFIG, checkpoint=reader, profile=CPU)
     session = runtime.start_training(plan=TrainingPlan(optimizer=AdamW(weight_decay=0.01)))
     schedule = Schedule(kind="cosine", peak=2e-3, end=2e-5, warmup_steps=60, total_steps=steps)
-    batches = bucketed_batches(examples, buckets=BUCKETS, batch_tokens=batch_tokens, seed=2)
     started, losses = time.perf_counter(), []
     for step in range(steps):
         metrics = session.train_step([next(batches)], learning_rate=schedule(step))
@@ -153,7 +196,7 @@ def _turns(
 def main() -> None:
     """Build, check and publish."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument("--out", type=Path, default=ASSETS)
     arguments = parser.parse_args()
@@ -161,23 +204,11 @@ def main() -> None:
     dialogues = read_dialogues()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        trained = dialogues + tool_variations(60, seed=3) + copy_variations(400, seed=4)
-        tokenizer = train_tokenizer(trained, directory)
-        examples = [encode_conversation(dialogue, tokenizer) for dialogue in trained]
-        log.info(
-            "%d dialogues, %d tokens, longest %d, vocabulary %d",
-            len(trained),
-            sum(map(len, examples)),
-            max(map(len, examples)),
-            tokenizer.vocab_size,
-        )
-        weights = train(
-            directory, examples, steps=arguments.steps, batch_tokens=arguments.batch_tokens
-        )
-        halves = {key: value.astype(np.float16) for key, value in weights.items()}
-        save_file(halves, directory / "model.safetensors", metadata={"format": "np"})
-        values = {**CONFIG.to_hugging_face(), "torch_dtype": "float16"}
-        (directory / "config.json").write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+        tokenizer = train_tokenizer([*dialogues, *variations(seed=0)], directory)
+        log.info("%d dialogues, vocabulary %d", len(dialogues), tokenizer.vocab_size)
+        batches = epochs(dialogues, tokenizer, batch_tokens=arguments.batch_tokens)
+        weights = train(directory, batches, steps=arguments.steps)
+        publish(directory, weights, "float16")
         share = check(directory, tokenizer, dialogues)
         log.info("%.1f%% of the trained turns come back to the character", 100 * share)
         arguments.out.mkdir(parents=True, exist_ok=True)

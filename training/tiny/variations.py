@@ -67,7 +67,7 @@ def copy_variations(count: int, *, seed: int) -> list[tuple[Message, ...]]:
         else:
             pieces = [
                 choice.choice((choice.choice(words), str(choice.randint(-9, 99))))
-                for _ in range(choice.randint(2, 6))
+                for _ in range(choice.randint(2, 14))
             ]
             text = " ".join(pieces)
             dialogues.append((Message.user(f"请重复：{text}"), Message.assistant(text)))
@@ -103,3 +103,8 @@ def tool_variations(count: int, *, seed: int) -> list[tuple[Message, ...]]:
         )
         dialogues.append((*call, Message.assistant(f"{expression} 的结果是 {result}。")))
     return dialogues
+
+
+def variations(*, seed: int) -> list[tuple[Message, ...]]:
+    """One epoch's dialogues: others for every seed."""
+    return [*copy_variations(500, seed=2 * seed), *tool_variations(30, seed=2 * seed + 1)]

@@ -21,7 +21,7 @@ import mindspore as ms
 from mindspore import Tensor, nn
 from mindspore.graph import api
 
-from glm3sdk import _version
+from glm3sdk._version import __version__
 from glm3sdk.adapters.mindspore import model
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class CompileCache:
         except OSError as exc:
             self._give_up(exc)
             return None
-        whole = f"{ms.__version__}\n{_version.__version__}\n{_source_digest()}\n{key}"
+        whole = f"{ms.__version__}\n{__version__}\n{_source_digest()}\n{key}"
         return folder / f"{hashlib.sha256(whole.encode()).hexdigest()}.graph"
 
     def _graph_file(self, folder: Path, graph: bytes | None) -> Path:
