@@ -6,16 +6,20 @@ import click
 
 from glm3sdk._version import __version__
 from glm3sdk.cli.chat import chat
+from glm3sdk.cli.checkpoint import checkpoint
+from glm3sdk.cli.dataset import dataset
 from glm3sdk.cli.failures import ReportingGroup
+from glm3sdk.cli.finetune import finetune
 from glm3sdk.cli.generate import generate
+from glm3sdk.cli.plan import plan
 from glm3sdk.cli.tokenize import tokenize
 
 
 @click.group(cls=ReportingGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="glm3")
 def app() -> None:
-    """ChatGLM3-6B: chat, raw completions and tokens, on Ascend or a plain CPU."""
+    """ChatGLM3-6B: chat, raw completions, tokens and finetuning, on Ascend or a plain CPU."""
 
 
-for _command in (chat, generate, tokenize):
+for _command in (chat, checkpoint, dataset, finetune, generate, plan, tokenize):
     app.add_command(_command)

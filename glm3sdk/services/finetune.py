@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 
+from glm3sdk.domain.metrics import mean_loss
 from glm3sdk.domain.training import LossScale, Schedule
-from glm3sdk.errors import InvalidCheckpointError, NonFiniteLossError
-from glm3sdk.ports.checkpoint_store import CheckpointStore, StoredCheckpoint
+from glm3sdk.errors import InvalidDatasetError, NonFiniteLossError
+from glm3sdk.ports.checkpoint_store import CheckpointStore
 from glm3sdk.ports.metric_sink import MetricSink
-from glm3sdk.ports.training import StatePart, StepMetrics, TokenBatch, TrainingSession
-
-_log = logging.getLogger(__name__)
-
-WEIGHTS_FILE = "model.safetensors"
-OPTIMIZER_FILE = "optimizer.safetensors"
-STATE_FILE = "training_state.json"
+from glm3sdk.ports.training import StepMetrics, TokenBatch, TrainingSession
+from glm3sdk.services.run_checkpoints import WEIGHTS_FILE, Progress, RunCheckpoints
+from glm3sdk.services.training_data import TrainingData
 
 # A loss scale below this finds no gradient that overflows only for being scaled.
 _SMALLEST_SCALE = 1.0
-
-
-class TrainingData(Protocol):
-    """The batches of a run, by step: a resumed run asks for the same ones."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of one pass over the data."""
-
-    def micro_batches(self, step: int) -> Sequence[TokenBatch]:
-        """The micro-batches of a step, counted from 0 over all epochs."""
+# Steps whose pace tells how long the rest will take.
+_PACE_STEPS = 20
 
 
 @attrs.frozen(kw_only=True)
@@ -43,9 +30,9 @@ class RunLimits:
 
     Attributes:
         total_steps: optimizer steps.
-        checkpoint_every: steps between checkpoints.
+        checkpoint_every: steps between checkpoints; the last step publishes the result.
         keep: newest checkpoints that stay.
-        evaluate_every: steps between evaluations; None evaluates at the end alone.
+        evaluate_every: steps between evaluations; the last step is always followed by one.
         seed: of dropout.
     """
 
@@ -61,13 +48,14 @@ class StepDone:
     """An event: a step was taken, or skipped after an overflow of the loss scale.
 
     Attributes:
-        step: steps taken so far, this one included.
+        step: steps so far, this one included.
         total_steps: steps of the run.
         metrics: what the step measured; None where it was skipped.
         learning_rate: of the step.
         tokens_per_s: tokens read per second in this step, padding included.
-        remaining_s: estimated seconds to the end.
-        loss_scale: the loss scale, where there is one.
+        remaining_s: estimated seconds to the last step, at the pace of the latest steps;
+            evaluations and checkpoints are left out.
+        loss_scale: of the step, where there is one.
     """
 
     step: int
@@ -105,9 +93,10 @@ class FinetuneResult:
     Attributes:
         step: steps taken.
         finished: False where it was asked to stop before the last step.
-        loss: of the last step.
+        loss: of the last step that was not skipped; None where this process took none.
         eval_loss: of the last evaluation.
-        uri: the published result, or the last checkpoint where it did not finish.
+        uri: the published result; the checkpoint to resume from where the run did not
+            finish; the run's directory where it was stopped before its first step.
     """
 
     step: int
@@ -117,31 +106,22 @@ class FinetuneResult:
     uri: str
 
 
-def evaluation_loss(session: TrainingSession, batches: Iterable[TokenBatch]) -> StepMetrics:
-    """Mean loss over every counted label of the batches; its exponential is the perplexity."""
-    total, tokens = 0.0, 0
-    for batch in batches:
-        metrics = session.eval_loss(batch)
-        total += metrics.loss * metrics.tokens
-        tokens += metrics.tokens
-    return StepMetrics(loss=total / max(tokens, 1), tokens=tokens)
-
-
 class FinetuneRun:
     """One run in one directory. Killed at any moment, it resumes with the same losses.
 
     Args:
         session: the model being trained.
         data: what it learns.
-        eval_batches: gives the evaluation data anew at each call, or None.
         schedule: the learning rate of each step.
         limits: how long the run is.
-        loss_scale: the first dynamic loss scale, or None.
         store: where checkpoints go.
         uri: the run's directory: checkpoints go below it, the result into it.
+        eval_batches: gives the evaluation data anew at each call, or None.
+        loss_scale: the first dynamic loss scale, or None.
         files: small files that make a checkpoint loadable (config.json, tokenizer.model).
         weights_file: name of the file of trained tensors.
-        fingerprint: what a resumed run must share with the one before.
+        fingerprint: what a resumed run must share with the one before, as JSON values.
+        clock: seconds, from any moment on.
     """
 
     def __init__(
@@ -158,21 +138,26 @@ class FinetuneRun:
         files: Mapping[str, bytes] | None = None,
         weights_file: str = WEIGHTS_FILE,
         fingerprint: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._session = session
         self._data = data
         self._schedule = schedule
         self._limits = limits
-        self._store = store
-        self._uri = uri
         self._eval_batches = eval_batches
-        self._loss_scale = loss_scale
+        self._checkpoints = RunCheckpoints(
+            store=store,
+            uri=uri,
+            keep=limits.keep,
+            files=files or {},
+            weights_file=weights_file,
+            fingerprint=fingerprint or {},
+        )
+        self._clock = clock
         self._sinks: Sequence[MetricSink] = ()
-        self._files = dict(files or {})
-        self._weights_file = weights_file
-        self._fingerprint = dict(fingerprint or {})
-        self._step = 0
-        self._eval_loss: float | None = None
+        self._progress = Progress(loss_scale=loss_scale)
+        self._loss: float | None = None
+        self._seconds: deque[float] = deque(maxlen=_PACE_STEPS + 1)
 
     def resume(self) -> int:
         """Continue from the newest checkpoint, if there is one.
@@ -181,20 +166,14 @@ class FinetuneRun:
             Steps already taken.
 
         Raises:
-            InvalidCheckpointError: the checkpoint is damaged, or of another configuration.
+            InvalidCheckpointError: the checkpoint is damaged (the message says what to do),
+                or of another configuration.
         """
-        checkpoint = newest_checkpoint(self._store, self._uri)
-        if checkpoint is None:
-            return 0
-        checkpoint.verify()
-        state = json.loads(checkpoint.read_file(STATE_FILE))
-        self._check_fingerprint(state["fingerprint"])
-        self._session.restore(checkpoint)
-        self._step = state["step"]
-        self._eval_loss = state["eval_loss"]
-        if state["loss_scale"] is not None:
-            self._loss_scale = LossScale(**state["loss_scale"])
-        return self._step
+        found = self._checkpoints.newest()
+        if found is not None:
+            checkpoint, self._progress = found
+            self._session.restore(checkpoint)
+        return self._progress.step
 
     def run(
         self,
@@ -203,48 +182,74 @@ class FinetuneRun:
         on_event: Callable[[FinetuneEvent], None] = lambda _: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> FinetuneResult:
-        """Train to the last step, or until `should_stop`, which is asked after every step.
+        """Train to the last step, or until `should_stop`, which is asked between steps.
 
         Args:
-            sinks: where figures go.
-            on_event: is told of every step, evaluation and checkpoint.
+            sinks: where figures go. A skipped step has no loss there.
+            on_event: is told of every step, then of the evaluation and of the checkpoint
+                that follow it.
             should_stop: True saves a checkpoint and ends the run.
 
         Raises:
-            NonFiniteLossError: the message names the step.
+            NonFiniteLossError: the message names step and epoch.
+            CheckpointWriteError: a checkpoint or the result could not be written.
         """
         self._sinks = sinks
-        total, loss = self._limits.total_steps, None
-        saved = self._step
-        while self._step < total and not should_stop():
-            event = self._train_step()
-            if event.metrics is not None:
-                loss = event.metrics.loss
-            on_event(event)
-            every = self._limits.evaluate_every
-            if self._step == total or (every and self._step % every == 0):
+        total, saved = self._limits.total_steps, self._progress.step
+        uri = self._checkpoints.uri_of(saved) if saved else self._checkpoints.uri
+        while (step := self._progress.step) < total:
+            stop = should_stop()
+            if step > saved and (stop or self._is_due(self._limits.checkpoint_every)):
+                uri, saved = self._checkpoints.save(self._session, self._progress), step
+                on_event(CheckpointSaved(step, uri))
+            if stop:
+                return self._ended(uri)
+            on_event(self._train_step())
+            # Before the checkpoint of this step, which holds what it found.
+            if self._progress.step == total or self._is_due(self._limits.evaluate_every):
                 self._evaluate(on_event)
-            if self._step % self._limits.checkpoint_every == 0 and self._step < total:
-                self._save(on_event)
-                saved = self._step
-        stopped = self._step < total
-        if stopped:
-            if saved != self._step:
-                self._save(on_event)
-            uri = _checkpoint_uri(self._uri, self._step)
-        else:
-            uri = f"{self._uri}/result"
-            self._publish(uri, resumable=False)
+        return self._ended(self._checkpoints.publish_result(self._session, self._progress))
+
+    def _is_due(self, every: int | None) -> bool:
+        return every is not None and self._progress.step % every == 0
+
+    def _ended(self, uri: str) -> FinetuneResult:
+        progress = self._progress
         return FinetuneResult(
-            step=self._step, finished=not stopped, loss=loss, eval_loss=self._eval_loss, uri=uri
+            step=progress.step,
+            finished=progress.step == self._limits.total_steps,
+            loss=self._loss,
+            eval_loss=progress.eval_loss,
+            uri=uri,
         )
 
     def _train_step(self) -> StepDone:
-        step, started = self._step, time.perf_counter()
+        step, started = self._progress.step, self._clock()
         batches = self._data.micro_batches(step)
-        rate = self._schedule(step)
-        scale = self._loss_scale
-        metrics: StepMetrics | None = None
+        rate, scale = self._schedule(step), self._progress.loss_scale
+        metrics = self._metrics(step, batches, rate, scale)
+        self._progress = attrs.evolve(
+            self._progress,
+            step=step + 1,
+            loss_scale=scale.after(finite=metrics is not None) if scale else None,
+        )
+        seconds = max(self._clock() - started, 1e-9)
+        event = StepDone(
+            step=step + 1,
+            total_steps=self._limits.total_steps,
+            metrics=metrics,
+            learning_rate=rate,
+            tokens_per_s=sum(batch.input_ids.size for batch in batches) / seconds,
+            remaining_s=self._remaining(seconds),
+            loss_scale=scale.scale if scale else None,
+        )
+        self._record_step(event)
+        return event
+
+    def _metrics(
+        self, step: int, batches: Sequence[TokenBatch], rate: float, scale: LossScale | None
+    ) -> StepMetrics | None:
+        """What a step measured, or None where it was skipped."""
         try:
             metrics = self._session.train_step(
                 batches,
@@ -253,102 +258,51 @@ class FinetuneRun:
                 dropout_seed=_dropout_seed(self._limits.seed, step),
             )
         except NonFiniteLossError as exc:
-            if scale is None or scale.scale <= _SMALLEST_SCALE:
-                raise NonFiniteLossError(
-                    f"step {step + 1}, epoch {step // self._data.steps_per_epoch + 1}: {exc}"
-                ) from exc
-        if scale:
-            self._loss_scale = scale.after(finite=metrics is not None)
-        self._step += 1
-        seconds = time.perf_counter() - started
-        tokens = sum(batch.input_ids.size for batch in batches)
-        event = StepDone(
-            step=self._step,
-            total_steps=self._limits.total_steps,
-            metrics=metrics,
-            learning_rate=rate,
-            tokens_per_s=tokens / seconds,
-            remaining_s=seconds * (self._limits.total_steps - self._step),
-            loss_scale=scale.scale if scale else None,
-        )
-        if metrics is not None:
-            self._record(
-                {
-                    "loss": metrics.loss,
-                    "learning_rate": rate,
-                    "grad_norm": metrics.grad_norm,
-                    "tokens_per_s": event.tokens_per_s,
-                }
-            )
-        return event
+            if scale and scale.scale > _SMALLEST_SCALE:
+                return None
+            epoch = int(self._data.epoch(step)) + 1
+            raise NonFiniteLossError(f"step {step + 1}, epoch {epoch}: {exc}") from exc
+        self._loss = metrics.loss
+        return metrics
+
+    def _remaining(self, seconds: float) -> float:
+        self._seconds.append(seconds)
+        # The oldest is left out: this process's first step also compiled.
+        recent = list(self._seconds)[1:] or [seconds]
+        return sum(recent) / len(recent) * (self._limits.total_steps - self._progress.step)
+
+    def _record_step(self, event: StepDone) -> None:
+        values = {"learning_rate": event.learning_rate, "tokens_per_s": event.tokens_per_s}
+        if event.metrics is not None:
+            values = {"loss": event.metrics.loss, "grad_norm": event.metrics.grad_norm, **values}
+        if event.loss_scale is not None:
+            values["loss_scale"] = event.loss_scale
+        self._record(values)
 
     def _evaluate(self, on_event: Callable[[FinetuneEvent], None]) -> None:
         if self._eval_batches is None:
             return
-        self._eval_loss = evaluation_loss(self._session, self._eval_batches()).loss
-        self._record({"eval_loss": self._eval_loss})
-        on_event(Evaluated(self._step, self._eval_loss))
-
-    def _save(self, on_event: Callable[[FinetuneEvent], None]) -> None:
-        uri = _checkpoint_uri(self._uri, self._step)
-        self._publish(uri, resumable=True)
-        on_event(CheckpointSaved(self._step, uri))
-        for old in self._store.list(f"{self._uri}/checkpoints")[: -self._limits.keep]:
-            self._store.delete(old)
-
-    def _publish(self, uri: str, *, resumable: bool) -> None:
-        writer = self._store.create(uri)
-        try:
-            for name, data in self._files.items():
-                writer.add_file(name, data)
-            parts = [(self._weights_file, StatePart.WEIGHTS)]
-            if resumable:
-                parts.append((OPTIMIZER_FILE, StatePart.OPTIMIZER))
-            for file, part in parts:
-                writer.add_tensors(file, self._session.specs(part), self._session.state(part))
-            writer.add_file(STATE_FILE, json.dumps(self._state(), indent=1).encode())
-            writer.commit()
-        except BaseException:
-            writer.abort()
-            raise
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "step": self._step,
-            "eval_loss": self._eval_loss,
-            "loss_scale": attrs.asdict(self._loss_scale) if self._loss_scale else None,
-            "fingerprint": self._fingerprint,
-        }
-
-    def _check_fingerprint(self, before: Mapping[str, Any]) -> None:
-        changed = sorted(
-            key
-            for key in {*before, *self._fingerprint}
-            if before.get(key) != self._fingerprint.get(key)
-        )
-        if changed:
-            differences = ", ".join(
-                f"{key} was {before.get(key)!r} and is {self._fingerprint.get(key)!r}"
-                for key in changed
-            )
-            raise InvalidCheckpointError(
-                f"{self._uri} holds a run of another configuration: {differences}; "
-                "resume with the same one, or choose another output"
-            )
+        loss = evaluation_loss(self._session, self._eval_batches())
+        self._progress = attrs.evolve(self._progress, eval_loss=loss)
+        self._record({"eval_loss": loss})
+        on_event(Evaluated(self._progress.step, loss))
 
     def _record(self, values: Mapping[str, float]) -> None:
         for sink in self._sinks:
-            sink.record(self._step, values)
+            sink.record(self._progress.step, values)
 
 
-def newest_checkpoint(store: CheckpointStore, uri: str) -> StoredCheckpoint | None:
-    """The newest checkpoint below a run's directory, or None."""
-    published = store.list(f"{uri}/checkpoints")
-    return store.open(published[-1]) if published else None
+def evaluation_loss(session: TrainingSession, batches: Iterable[TokenBatch]) -> float:
+    """Mean loss over every counted label of the batches; its exponential is the perplexity.
 
-
-def _checkpoint_uri(uri: str, step: int) -> str:
-    return f"{uri}/checkpoints/step-{step:08d}"
+    Raises:
+        InvalidDatasetError: no label counts.
+    """
+    each = (session.eval_loss(batch) for batch in batches)
+    summary = mean_loss((metrics.loss, metrics.tokens) for metrics in each)
+    if summary is None:
+        raise InvalidDatasetError("no label of the evaluation data counts: nothing to measure")
+    return summary.loss
 
 
 def _dropout_seed(seed: int, step: int) -> int:

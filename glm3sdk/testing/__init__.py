@@ -20,8 +20,10 @@ from glm3sdk.testing.metric_contract import MetricSinkContract
 from glm3sdk.testing.random_checkpoint import write_random_checkpoint
 from glm3sdk.testing.runtime_contract import ModelRuntimeContract
 from glm3sdk.testing.scripted_runtime import ScriptedRuntime
+from glm3sdk.testing.scripted_training import ScriptedTraining
 from glm3sdk.testing.store_contract import CheckpointStoreContract
 from glm3sdk.testing.tokenizer_contract import TokenizerContract
+from glm3sdk.testing.training_contract import TrainingContract
 
 __all__ = [
     "CharacterTokenizer",
@@ -31,6 +33,8 @@ __all__ = [
     "MetricSinkContract",
     "ModelRuntimeContract",
     "ScriptedRuntime",
+    "ScriptedTraining",
     "TokenizerContract",
+    "TrainingContract",
     "write_random_checkpoint",
 ]

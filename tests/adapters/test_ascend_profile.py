@@ -17,7 +17,6 @@ from glm3sdk.adapters.mindspore.runtime import MindSporeRuntime
 from glm3sdk.adapters.storage.hugging_face import HuggingFaceDirectory
 from glm3sdk.domain.model import Glm3Config
 from glm3sdk.errors import BackendUnavailableError, RuntimeFailureError, UnsupportedOptionError
-from glm3sdk.ports.training import TrainingPlan
 from glm3sdk.testing.random_checkpoint import write_random_checkpoint
 
 LAYERS, HEADS, GROUPS, CHANNELS = 2, 4, 2, 128
@@ -319,13 +318,4 @@ def test_ascend_graphs_on_a_cpu_fail_at_kernel_selection_and_nowhere_earlier(
         assert "Kernel select failed" in reason
         assert "Unsupported op [RmsNorm] on CPU" in reason
     session.close()
-    runtime.close()
-
-
-def test_training_needs_float32_weights(checkpoint: HuggingFaceDirectory) -> None:
-    profile = attrs.evolve(ASCEND, device_target="CPU")
-    runtime = MindSporeRuntime(config=CONFIG, checkpoint=checkpoint, profile=profile)
-    assert runtime.capabilities.dtype == "bfloat16"
-    with pytest.raises(UnsupportedOptionError, match="float32"):
-        runtime.start_training(plan=TrainingPlan())
     runtime.close()

@@ -26,7 +26,7 @@ from glm3sdk.errors import (
     ServiceClosedError,
     UnsupportedOptionError,
 )
-from glm3sdk.ports.training import AdamW
+from glm3sdk.ports.training import StatePart, TrainingPlan
 from glm3sdk.testing.random_checkpoint import write_random_checkpoint
 
 CONFIG = Glm3Config(
@@ -122,8 +122,8 @@ def test_checkpoints_of_any_float_are_held_in_float32_with_their_values(
     weights = write_random_checkpoint(tmp_path, CONFIG, dtype=dtype, shards=2)
     runtime = load(tmp_path)
     assert runtime.capabilities.dtype == "float32"
-    training = runtime.start_training(optimizer=AdamW())
-    held = dict(training.weights())
+    training = runtime.start_training(plan=TrainingPlan())
+    held = dict(training.state(StatePart.WEIGHTS))
     training.close()
     runtime.close()
     assert held.keys() == weights.keys()
@@ -206,7 +206,7 @@ def test_a_closed_runtime_frees_its_weights(folder: Path) -> None:
     with pytest.raises(ServiceClosedError, match="closed"):
         runtime.start_decode(slots=1, max_seq_length=8)
     with pytest.raises(ServiceClosedError, match="closed"):
-        runtime.start_training(optimizer=AdamW())
+        runtime.start_training(plan=TrainingPlan())
 
 
 def test_an_open_session_outlives_its_runtime(folder: Path) -> None:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import ml_dtypes
 import numpy as np
 
 from glm3sdk.adapters.mindspore.executor import EXECUTOR
@@ -50,6 +51,9 @@ def set_up(
     os.environ.setdefault("GLOG_v", "3")
     try:
         import mindspore as ms
+
+        # MindSpore gives numpy's name "bfloat16" to a type of its own; safetensors needs ours.
+        np.sctypeDict["bfloat16"] = ml_dtypes.bfloat16
 
         EXECUTOR.wait_at_exit()
         ms.set_context(mode=ms.GRAPH_MODE)

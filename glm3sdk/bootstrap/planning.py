@@ -1,0 +1,127 @@
+"""A finetune run's plan from its configuration; neither weights nor data need be there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from glm3sdk.adapters.mindspore.profiles import PROFILES
+from glm3sdk.adapters.storage.hugging_face import CONFIG_FILE, TOKENIZER_FILE
+from glm3sdk.adapters.storage.jsonl import JsonLinesFile
+from glm3sdk.bootstrap.models import BUNDLED, model_directory
+from glm3sdk.bootstrap.runtimes import runtime_factory
+from glm3sdk.bootstrap.serving import load_tokenizer
+from glm3sdk.config.loader import check_config, load_config
+from glm3sdk.config.schema import RunConfig
+from glm3sdk.domain.dataset import Dropped
+from glm3sdk.domain.lora import ADAPTER_CONFIG, Lora
+from glm3sdk.domain.model import PRESETS, Glm3Config
+from glm3sdk.errors import InvalidCheckpointError, InvalidConfigError
+from glm3sdk.services.datasets import open_dataset
+from glm3sdk.services.planning import RunPlan, plan_run
+from glm3sdk.services.record_layout import training_layout
+
+_MOST_ADAPTERS = 8
+
+
+def load_plan(
+    config: RunConfig | str | os.PathLike[str],
+    *,
+    overrides: Sequence[str] = (),
+    devices: int | None = None,
+) -> RunPlan:
+    """Plan a finetune run; nothing is loaded but the model's config.json and the data.
+
+    Args:
+        config: a `RunConfig`, a YAML file, or a preset's name. Its `model.path` may name
+            published hyper-parameters too, such as "glm3-6b".
+        overrides: for a file or preset, `key=value` texts.
+        devices: cards that there are; None is what the configuration asks for.
+
+    Raises:
+        InvalidRunConfigError: the configuration is wrong, or does not divide over the cards.
+        InvalidCheckpointError: there is no such model.
+        InvalidConfigError: its config.json cannot be used.
+        UnknownNameError: no runtime goes by that name.
+        UnsupportedOptionError: the runtime does not compute in that dtype.
+        InvalidDatasetError: the data file is there and cannot be used.
+    """
+    if isinstance(config, RunConfig):
+        check_config(config)
+    else:
+        config = load_config(os.fspath(config), overrides=overrides)
+    runtime_factory(config.runtime.name)
+    profile = PROFILES.get(config.runtime.name)
+    if profile is None:
+        dtype = config.runtime.dtype or "float32"
+    else:
+        dtype = profile.choose_dtype(config.runtime.dtype)
+    model, directory = _model(config.model.path, adapters_left=_MOST_ADAPTERS)
+    # A plan that cannot be is refused before a large data file is read.
+    fused = profile is not None and profile.fused_swiglu
+    plan_run(config, model, dtype=dtype, fused=fused, devices=devices)
+    records, note = _records(config, model, directory)
+    return plan_run(
+        config,
+        model,
+        dtype=dtype,
+        fused=fused,
+        records=records,
+        devices=devices,
+        notes=(note,) if note else (),
+    )
+
+
+def _model(name: str, *, adapters_left: int) -> tuple[Glm3Config, Path | None]:
+    """The hyper-parameters, and the directory where there is one."""
+    if name in PRESETS and name not in BUNDLED and not Path(name).exists():
+        return PRESETS[name], None
+    try:
+        path = model_directory(name)
+    except InvalidCheckpointError as exc:
+        published = ", ".join(preset for preset in PRESETS if preset not in BUNDLED)
+        raise InvalidCheckpointError(
+            f"model.path: {exc}; to plan without a model, set it to one of {published}"
+        ) from exc
+    if not (path / ADAPTER_CONFIG).is_file():
+        return Glm3Config.from_hugging_face(_read_json(path / CONFIG_FILE)), path
+    if not adapters_left:
+        raise InvalidCheckpointError(f"{path}: too many adapters on one another")
+    _, base = Lora.from_peft(_read_json(path / ADAPTER_CONFIG))
+    config, below = _model(base, adapters_left=adapters_left - 1)
+    return config, path if (path / TOKENIZER_FILE).is_file() else below
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise InvalidConfigError(f"{path} cannot be read: {exc}") from exc
+
+
+def _records(
+    config: RunConfig, model: Glm3Config, directory: Path | None
+) -> tuple[int | None, str | None]:
+    """Sequences of the training data, and what must be said about that number."""
+    settings = config.train_data
+    if settings is None:
+        return None, None
+    if not Path(settings.path).exists():
+        return None, f"no file {settings.path}: how many steps an epoch has is not known"
+    source = JsonLinesFile(Path(settings.path))
+    tokenizer = config.model.tokenizer or (directory and directory / TOKENIZER_FILE)
+    if tokenizer and Path(tokenizer).is_file():
+        dataset = open_dataset(
+            source,
+            settings,
+            load_tokenizer(tokenizer),
+            seq_length=config.training.seq_length,
+            padded_vocab_size=model.padded_vocab_size,
+        )
+        return len(dataset), None
+    layout = training_layout(settings, seq_length=config.training.seq_length)
+    records = sum(not isinstance(layout.parse(line), Dropped) for line in source.lines())
+    return records, "no tokenizer: records are counted as if each took a sequence and taught"

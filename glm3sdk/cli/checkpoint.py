@@ -1,0 +1,35 @@
+"""`glm3 checkpoint merge-lora`."""
+
+from __future__ import annotations
+
+import shlex
+
+import click
+
+from glm3sdk.cli.failures import ReportingGroup
+
+
+@click.group(cls=ReportingGroup)
+def checkpoint() -> None:
+    """Work on stored models."""
+
+
+@checkpoint.command("merge-lora")
+@click.argument("adapter", type=click.Path())
+@click.argument("out", type=click.Path())
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "bfloat16", "float32"]),
+    help="What to store weights in.  [default: the base model's]",
+)
+def merge_lora(adapter: str, out: str, dtype: str | None) -> None:
+    """Merge a LoRA adapter into its base model and write OUT, in Hugging Face layout.
+
+    ADAPTER is the directory of a LoRA run, or of an adapter (adapter_config.json and
+    adapter_model.safetensors). OUT must not be there yet.
+    """
+    from glm3sdk.bootstrap.merging import merge_lora as merged
+
+    model = merged(adapter, out, dtype=dtype)
+    click.echo(f"wrote {model.tensors} tensors, {model.dtype}, to {model.path}")
+    click.echo(f"chat with it: {shlex.join(['glm3', 'chat', '--model', out])}")
