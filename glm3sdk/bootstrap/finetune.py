@@ -30,12 +30,12 @@ from glm3sdk.ports.training import AdamW, TokenBatch, TrainingPlan
 from glm3sdk.services.data_order import DataOrder
 from glm3sdk.services.datasets import Dataset, open_dataset
 from glm3sdk.services.finetune import (
-    WEIGHTS_FILE,
     FinetuneEvent,
     FinetuneResult,
     FinetuneRun,
     RunLimits,
 )
+from glm3sdk.services.run_checkpoints import WEIGHTS_FILE
 from glm3sdk.services.training_data import OrderedBatches
 
 METRICS_FILE = "metrics.csv"

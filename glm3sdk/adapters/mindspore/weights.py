@@ -29,8 +29,8 @@ def host_to_tensor(value: HostArray, dtype: str) -> Tensor:
     """Copy a host array into a Tensor of `dtype`."""
     if dtype == "bfloat16":
         # MindSpore takes no ml_dtypes array; float32 holds every bfloat16 exactly.
-        return Tensor(np.ascontiguousarray(value, dtype=np.float32)).astype(ms.bfloat16)
-    return Tensor(np.ascontiguousarray(value, dtype=np.dtype(dtype)))
+        return Tensor(np.asarray(value, dtype=np.float32, order="C")).astype(ms.bfloat16)
+    return Tensor(np.asarray(value, dtype=np.dtype(dtype), order="C"))
 
 
 def tensor_to_host(tensor: Tensor) -> HostArray:
