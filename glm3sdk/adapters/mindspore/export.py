@@ -13,6 +13,7 @@ from glm3sdk.adapters.mindspore.context import set_up
 from glm3sdk.adapters.mindspore.failures import translated
 from glm3sdk.adapters.mindspore.profiles import CPU, DeviceProfile
 from glm3sdk.domain.model import Glm3Config
+from glm3sdk.ports.training import TrainingPlan
 
 if TYPE_CHECKING:
     from glm3sdk.adapters.mindspore.model.transformer import Glm3Cells
@@ -81,46 +82,48 @@ def export_training(
     seq_length: int,
     dtype: str = "float32",
     batch_size: int = 1,
-) -> Path:
-    """Write `gradient.mindir`: loss, gradients of every weight and their norm.
+    plan: TrainingPlan | None = None,
+) -> tuple[Path, Path]:
+    """Write a step's two graphs, with zero weights.
 
     Args:
         config: the model's hyper-parameters.
         profile: whose kernels to use.
         directory: where to write; it must exist.
         seq_length: tokens of a sequence.
-        dtype: of the weights; gradients are accumulated in float32.
+        dtype: of the weights; gradients and the optimizer's state are float32.
         batch_size: sequences of a micro-batch.
+        plan: what is trained, and how; None is every weight.
 
     Returns:
-        The path of the graph.
+        The paths of `gradient.mindir`: loss, gradients and their norm; and of
+        `update.mindir`: clipping and AdamW.
 
     Raises:
         BackendUnavailableError: MindSpore is not installed.
         UnsupportedOptionError: the profile does not compute in that dtype.
-        RuntimeFailureError: MindSpore's front end refuses the graph.
+        RuntimeFailureError: MindSpore's front end refuses a graph.
     """
     chosen = profile.choose_dtype(dtype)
 
-    def work() -> Path:
+    def work() -> tuple[Path, Path]:
         set_up(CPU)
         import mindspore as ms
         from mindspore import Tensor, ops
 
-        from glm3sdk.adapters.mindspore.model.loss import CausalLoss
-        from glm3sdk.adapters.mindspore.model.optimizer import GradientGraph, OptimizerState
+        from glm3sdk.adapters.mindspore.training import TrainingGraphs
 
         cells = _zero_cells(config, profile, chosen)
-        trained = list(cells.get_parameters())
-        for parameter in trained:
-            parameter.requires_grad = True
-        loss = CausalLoss(config, profile, cells, seq_length=seq_length)
-        gradient = GradientGraph(loss, OptimizerState(trained), accumulate=False)
+        graphs = TrainingGraphs(config, profile, cells, plan=plan or TrainingPlan())
+        gradient = graphs.gradient_graph(seq_length, accumulate=False)
         # Export looks for Parameters in the tree of cells; the gradient function hides the loss.
-        gradient.loss = loss
+        gradient.loss = graphs.training_loss(seq_length)
         tokens = ops.zeros((batch_size, seq_length), ms.int32)
-        inputs = (tokens, tokens, Tensor(1.0, ms.float32))
-        return _write(gradient, inputs, directory / "gradient.mindir")
+        one = Tensor(1.0, ms.float32)
+        return (
+            _write(gradient, (tokens, tokens, one), directory / "gradient.mindir"),
+            _write(graphs.apply_graph, (one, one, one), directory / "update.mindir"),
+        )
 
     return translated(work)
 

@@ -145,12 +145,12 @@ class TrainingGraphs:
         self._gradients: dict[tuple[int, bool], GradientGraph] = {}
         _require_gradients(self.parameters, required=True)
         self._state = OptimizerState(self.parameters)
-        self._apply = ApplyGraph(self._state, plan.optimizer)
+        self.apply_graph = ApplyGraph(self._state, plan.optimizer)
 
     @property
     def compiled(self) -> tuple[nn.Cell, ...]:
         """Every cell that is compiled as a graph."""
-        return (*self._losses.values(), *self._gradients.values(), self._apply)
+        return (*self._losses.values(), *self._gradients.values(), self.apply_graph)
 
     def held(self, part: StatePart) -> list[Parameter]:
         """The Parameters of a part of the state."""
@@ -170,13 +170,22 @@ class TrainingGraphs:
         if self._adapter:
             self._adapter.dropout_seed.set_data(Tensor(np.int32(dropout_seed)))
         for index, batch in enumerate(micro_batches):
-            graph = self._gradient_graph(batch.input_ids.shape[1], accumulate=index > 0)
+            graph = self.gradient_graph(batch.input_ids.shape[1], accumulate=index > 0)
             part, norm = graph(*_tensors(batch), weight).asnumpy().tolist()
             loss += part
         loss, norm = loss / loss_scale, norm / loss_scale
         if math.isfinite(loss + norm):
-            self._apply(*(Tensor(np.float32(each)) for each in (norm, learning_rate, loss_scale)))
+            self.apply_graph(*(Tensor(np.float32(each)) for each in (norm, learning_rate, loss_scale)))
         return loss, norm
+
+    def gradient_graph(self, seq_length: int, *, accumulate: bool) -> GradientGraph:
+        """The graph of a micro-batch; it starts anew or accumulates."""
+        key = (seq_length, accumulate)
+        if key not in self._gradients:
+            self._gradients[key] = GradientGraph(
+                self._loss(seq_length, training=True), self._state, accumulate=accumulate
+            )
+        return self._gradients[key]
 
     def evaluate(self, batch: TokenBatch, tokens: int) -> float:
         """Mean loss of a batch."""
@@ -203,14 +212,6 @@ class TrainingGraphs:
                 loss.recompute_layers()
             self._losses[key] = loss
         return self._losses[key]
-
-    def _gradient_graph(self, seq_length: int, *, accumulate: bool) -> GradientGraph:
-        key = (seq_length, accumulate)
-        if key not in self._gradients:
-            self._gradients[key] = GradientGraph(
-                self._loss(seq_length, training=True), self._state, accumulate=accumulate
-            )
-        return self._gradients[key]
 
 
 def _require_gradients(parameters: list[Parameter], *, required: bool) -> None:
