@@ -17,7 +17,7 @@ from glm3sdk.adapters.mindspore.profiles import ASCEND, CPU, DeviceProfile
 from glm3sdk.adapters.mindspore.runtime import MindSporeRuntime
 from glm3sdk.adapters.storage.hugging_face import HuggingFaceDirectory
 from glm3sdk.domain.model import Glm3Config
-from glm3sdk.ports.training import StepMetrics, TokenBatch, TrainingPlan
+from glm3sdk.ports.training import AdamW, StatePart, StepMetrics, TokenBatch, TrainingPlan
 from glm3sdk.testing.random_checkpoint import write_random_checkpoint
 
 CONFIG = Glm3Config(
@@ -128,6 +128,29 @@ def test_training_with_bfloat16_attention_stays_near_float32(
         assert step.loss == pytest.approx(plain.loss, rel=5e-3)
         assert step.grad_norm == pytest.approx(plain.grad_norm, rel=2e-2)
     assert steps[-1].loss < steps[0].loss
+
+
+def test_steps_too_small_for_float16_add_up_in_the_float32_masters(
+    load: Load, formulas: pytest.MonkeyPatch
+) -> None:
+    runtime = load(ASCEND_KERNELS_ON_CPU, "float16")
+    session = runtime.start_training(plan=TrainingPlan(optimizer=AdamW(weight_decay=0.0)))
+    name = "transformer.encoder.final_layernorm.weight"
+    before = dict(session.state(StatePart.WEIGHTS))[name].copy()
+    ids = np.random.default_rng(0).integers(3, 60, (2, 8), dtype=np.int32)
+    for step in range(4):
+        # Weights around 1 are 5e-4 apart in float16, or 1e-3.
+        session.train_step([TokenBatch(ids, ids)], learning_rate=1e-4, loss_scale=128.0)
+        master = dict(session.state(StatePart.OPTIMIZER))[f"master.{name}"]
+        weights = dict(session.state(StatePart.WEIGHTS))[name]
+        assert master.dtype == np.float32
+        assert weights.dtype == before.dtype == np.float16
+        np.testing.assert_array_equal(weights, master.astype(np.float16))
+        moved = np.abs(master - before)
+        assert moved.max() == pytest.approx((step + 1) * 1e-4, rel=0.05)
+        assert (weights != before).any() == (step >= 2)
+    session.close()
+    runtime.close()
 
 
 def test_formulas_give_the_examples_of_mindspores_documentation() -> None:

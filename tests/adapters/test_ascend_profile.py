@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from glm3sdk.adapters.mindspore.export import export_decoding, export_training
 from glm3sdk.adapters.mindspore.profiles import ASCEND, CPU, PROFILES
 from glm3sdk.adapters.mindspore.runtime import MindSporeRuntime
 from glm3sdk.adapters.storage.hugging_face import HuggingFaceDirectory
+from glm3sdk.domain.lora import LINEAR_LAYERS, Lora
 from glm3sdk.domain.model import Glm3Config
 from glm3sdk.errors import BackendUnavailableError, RuntimeFailureError, UnsupportedOptionError
+from glm3sdk.ports.training import TrainingPlan
 from glm3sdk.testing.random_checkpoint import write_random_checkpoint
 
 LAYERS, HEADS, GROUPS, CHANNELS = 2, 4, 2, 128
@@ -34,6 +36,7 @@ CONFIG = Glm3Config(
 BLOCK = {"RmsNorm": NORMS, "RotaryPositionEmbedding": LAYERS, "Swiglu": LAYERS}
 # What the explicit branches are made of: none of it may be left beside the kernels.
 EXPLICIT = {"Softmax", "BatchMatMul", "Rsqrt", "Square", "ReduceSum", "Sigmoid", "Split"}
+EXPLICIT_GRADIENT = {"BatchMatMul", "Sigmoid", "Rsqrt"}
 BNSD = 1  # of FASInputLayoutMode in MindSpore's op_enum.h
 HALF = {"bfloat16": "BFLOAT16", "float16": "FLOAT16"}
 
@@ -103,6 +106,7 @@ def _value(node: Any) -> Value:
 
 
 Export = Callable[[str, str], dict[str, MindIr]]
+ExportTraining = Callable[..., dict[str, MindIr]]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -132,15 +136,27 @@ def decoding(tmp_path_factory: pytest.TempPathFactory) -> Export:
     return export
 
 
+PLANS = {
+    "full": TrainingPlan(),
+    "recompute": TrainingPlan(recompute=True),
+    "lora": TrainingPlan(lora=Lora(rank=2, targets=LINEAR_LAYERS)),
+}
+
+
 @pytest.fixture(scope="module")
-def training(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], MindIr]:
+def training(tmp_path_factory: pytest.TempPathFactory) -> ExportTraining:
     @cache
-    def export(profile: str, dtype: str) -> MindIr:
+    def export(profile: str, dtype: str, plan: str = "full") -> dict[str, MindIr]:
         directory = tmp_path_factory.mktemp("training")
-        path = export_training(
-            CONFIG, PROFILES[profile], directory, seq_length=TRAINED_LENGTH, dtype=dtype
+        paths = export_training(
+            CONFIG,
+            PROFILES[profile],
+            directory,
+            seq_length=TRAINED_LENGTH,
+            dtype=dtype,
+            plan=PLANS[plan],
         )
-        return MindIr(path)
+        return {path.stem: MindIr(path) for path in paths}
 
     return export
 
@@ -211,15 +227,21 @@ def test_kernels_get_the_shapes_dtypes_and_options_that_they_document(
             assert operator.inputs[2].constant == pytest.approx(CONFIG.layernorm_epsilon)
 
 
+def gradients_of(counts: Mapping[str, int]) -> dict[str, int]:
+    return {f"{name}Grad": count for name, count in counts.items()}
+
+
+TRAINED = {**BLOCK, "FlashAttentionScore": LAYERS}
+
+
 @pytest.mark.parametrize(("dtype", "weights"), [("float32", "FLOAT"), ("bfloat16", "BFLOAT16")])
 def test_training_graph_holds_the_kernels_and_their_gradients(
-    training: Callable[[str, str], MindIr], dtype: str, weights: str
+    training: ExportTraining, dtype: str, weights: str
 ) -> None:
-    graph = training("mindspore-ascend", dtype)
-    kernels = {**BLOCK, "FlashAttentionScore": LAYERS}
-    expected = kernels | {f"{name}Grad": count for name, count in kernels.items()}
+    graph = training("mindspore-ascend", dtype)["gradient"]
+    expected = TRAINED | gradients_of(TRAINED)
     assert {name: graph.counts[name] for name in expected} == expected
-    assert not {"Softmax", "BatchMatMul", "Sigmoid", "Rsqrt"} & graph.counts.keys()
+    assert not EXPLICIT_GRADIENT & graph.counts.keys()
     for operator in graph.every("FlashAttentionScore"):
         assert operator.inputs[0] == Value("BFLOAT16", (1, HEADS, TRAINED_LENGTH, CHANNELS))
         assert operator.inputs[1] == Value("BFLOAT16", (1, GROUPS, TRAINED_LENGTH, CHANNELS))
@@ -227,19 +249,64 @@ def test_training_graph_holds_the_kernels_and_their_gradients(
         assert operator.inputs[-1].constant == 2  # causal from the upper left
     for operator in graph.every("RmsNorm"):
         assert operator.inputs[0].dtype == operator.inputs[1].dtype == weights
-    (log_softmax,) = graph.every("LogSoftmax")
-    assert log_softmax.output.dtype == "FLOAT"
+    # The loss and its gradient.
+    for name in ("LogSoftmax", "Softmax"):
+        (operator,) = graph.every(name)
+        assert operator.output == Value("FLOAT", (TRAINED_LENGTH, CONFIG.padded_vocab_size))
+
+
+def test_recomputed_layers_run_their_kernels_again_before_the_same_gradients(
+    training: ExportTraining,
+) -> None:
+    graph = training("mindspore-ascend", "bfloat16", "recompute")["gradient"]
+    # All but the final norm. What ends a recomputed cell is kept: attention's output, and the
+    # sum of a layer, but no activation of the feed-forward layer.
+    again = dict.fromkeys(BLOCK, 2 * LAYERS) | {"RmsNorm": 2 * NORMS - 1}
+    expected = TRAINED | again | gradients_of(TRAINED)
+    assert {name: graph.counts[name] for name in expected} == expected
+    plain = training("mindspore-ascend", "bfloat16")["gradient"]
+    assert graph.counts["MatMul"] == plain.counts["MatMul"] + 4 * LAYERS
+
+
+def test_an_adapters_graph_holds_the_gradients_of_the_kernels_and_of_no_weight(
+    training: ExportTraining,
+) -> None:
+    graph = training("mindspore-ascend", "bfloat16", "lora")["gradient"]
+    # Before the first adapter there is nothing to train: its norm has no gradient.
+    expected = TRAINED | gradients_of(TRAINED) | {"RmsNormGrad": NORMS - 1}
+    assert {name: graph.counts[name] for name in expected} == expected
+    assert not EXPLICIT_GRADIENT & graph.counts.keys()
+    assert not {"BiasAddGrad", "UnsortedSegmentSum"} & graph.counts.keys()
+    adapted = len(LINEAR_LAYERS) * LAYERS
+    kept = graph.every("Assign")
+    assert len(kept) == 2 * adapted
+    shapes = Counter(2 in operator.inputs[0].dims for operator in kept)
+    assert shapes == {True: 2 * adapted}  # the rank is 2
+
+
+def test_half_precision_weights_are_updated_by_way_of_float32(training: ExportTraining) -> None:
+    weights = len(CONFIG.tensor_shapes())
+    update = training("mindspore-ascend", "bfloat16")["update"]
+    for operator in update.every("Adam"):
+        assert {value.dtype for value in operator.inputs[:3]} == {"FLOAT"}
+    copies = [o for o in update.every("Assign") if o.inputs[0].dtype == "BFLOAT16"]
+    assert len(update.every("Adam")) == len(copies) == weights
+    plain = training("mindspore-ascend", "float32")["update"]
+    assert plain.counts["Adam"] == weights
+    assert "Cast" not in plain.counts
 
 
 def test_cpu_graphs_hold_no_kernel_that_only_ascend_has(
-    decoding: Export, training: Callable[[str, str], MindIr]
+    decoding: Export, training: ExportTraining
 ) -> None:
     fused = {*BLOCK, "FlashAttentionScore", "IncreFlashAttention"}
-    graphs = [*decoding("mindspore-cpu", "float32").values(), training("mindspore-cpu", "float32")]
+    gradient = training("mindspore-cpu", "float32")["gradient"]
+    graphs = [*decoding("mindspore-cpu", "float32").values(), gradient]
     assert len(graphs) == 3
     for graph in graphs:
         assert not fused & graph.counts.keys()
-        assert graph.counts["Softmax"] == LAYERS
+        # The loss's gradient has another.
+        assert graph.counts["Softmax"] == LAYERS + (graph is gradient)
 
 
 def test_compressed_mask_is_causal_and_set_where_it_discards() -> None:

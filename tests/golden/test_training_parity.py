@@ -92,11 +92,10 @@ def drifting(name: str) -> np.ndarray:
     return found
 
 
-@pytest.mark.parametrize("rows", SPLITS.values(), ids=SPLITS)
 @pytest.mark.parametrize("plan", PLANS)
-def test_every_gradient_is_torchs(plan: str, rows: list[slice]) -> None:
+def test_every_gradient_is_torchs(plan: str) -> None:
     unclipped = attrs.evolve(PLANS[plan], optimizer=AdamW(clip_norm=None))
-    moments = train(unclipped, 1, rows).optimizer
+    moments = train(unclipped, 1, [slice(None)]).optimizer
     for name in train_names(plan):
         # After the first step, the first moment is (1 - beta1) of the gradient.
         gradient = moments[f"first_moment.{name}"] / 0.1

@@ -117,7 +117,7 @@ def export_training(
         graphs = TrainingGraphs(config, profile, cells, plan=plan or TrainingPlan())
         gradient = graphs.gradient_graph(seq_length, accumulate=False)
         # Export looks for Parameters in the tree of cells; the gradient function hides the loss.
-        gradient.loss = graphs.training_loss(seq_length)
+        gradient.loss = graphs.loss(seq_length, training=True)
         tokens = ops.zeros((batch_size, seq_length), ms.int32)
         one = Tensor(1.0, ms.float32)
         return (

@@ -90,7 +90,7 @@ class MindSporeTrainingSession:
         }
 
     def state(self, part: StatePart) -> Iterator[tuple[str, HostArray]]:
-        """A part of the state, one tensor in host memory at a time."""
+        """A part of the state, one tensor at a time; copy what is to outlast the next step."""
         for parameter in self._open_graphs().held(part):
             self._open_graphs()
             yield parameter.name, translated(functools.partial(tensor_to_host, parameter))
@@ -175,22 +175,34 @@ class TrainingGraphs:
             loss += part
         loss, norm = loss / loss_scale, norm / loss_scale
         if math.isfinite(loss + norm):
-            self.apply_graph(*(Tensor(np.float32(each)) for each in (norm, learning_rate, loss_scale)))
+            scalars = norm, learning_rate, loss_scale
+            self.apply_graph(*(Tensor(np.float32(scalar)) for scalar in scalars))
         return loss, norm
+
+    def loss(self, seq_length: int, *, training: bool) -> CausalLoss:
+        """The loss of sequences of one length, with dropout in training."""
+        key = (seq_length, training)
+        if key not in self._losses:
+            cells = self._training if training else self._evaluation
+            loss = CausalLoss(self._config, self._profile, cells, seq_length=seq_length)
+            if training and self._recompute:
+                loss.recompute_layers()
+            self._losses[key] = loss
+        return self._losses[key]
 
     def gradient_graph(self, seq_length: int, *, accumulate: bool) -> GradientGraph:
         """The graph of a micro-batch; it starts anew or accumulates."""
         key = (seq_length, accumulate)
         if key not in self._gradients:
             self._gradients[key] = GradientGraph(
-                self._loss(seq_length, training=True), self._state, accumulate=accumulate
+                self.loss(seq_length, training=True), self._state, accumulate=accumulate
             )
         return self._gradients[key]
 
     def evaluate(self, batch: TokenBatch, tokens: int) -> float:
         """Mean loss of a batch."""
         weight = Tensor(np.float32(1.0 / max(tokens, 1)))
-        loss = self._loss(batch.input_ids.shape[1], training=False)
+        loss = self.loss(batch.input_ids.shape[1], training=False)
         return float(loss(*_tensors(batch), weight).asnumpy())
 
     def release(self) -> None:
@@ -202,16 +214,6 @@ class TrainingGraphs:
         # No local name may stand for a cell now, or it would not be freed.
         self.__dict__.clear()
         free_unused()
-
-    def _loss(self, seq_length: int, *, training: bool) -> CausalLoss:
-        key = (seq_length, training)
-        if key not in self._losses:
-            cells = self._training if training else self._evaluation
-            loss = CausalLoss(self._config, self._profile, cells, seq_length=seq_length)
-            if training and self._recompute:
-                loss.recompute_layers()
-            self._losses[key] = loss
-        return self._losses[key]
 
 
 def _require_gradients(parameters: list[Parameter], *, required: bool) -> None:
