@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import time
+import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -91,7 +93,27 @@ def free_unused() -> None:
 
     _cell_graph_executor._graph_executor.set_weights_values({})
     # Here and not whenever Python likes: graphs are freed on the thread that made them.
+    _collect()
+
+
+class _Garbage:
+    """An object in a reference cycle, for `_collect` to see go."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def _collect() -> None:
+    """Collect everything that is garbage now.
+
+    `gc.collect` returns at once, having done nothing, while another thread collects: and the
+    finalizer that sent us here may have been called by just that collection.
+    """
+    sentinel = weakref.ref(_Garbage())
     gc.collect()
+    while sentinel() is not None:
+        time.sleep(0.001)
+        gc.collect()
 
 
 def _unavailable(profile: DeviceProfile, exc: Exception) -> str:
