@@ -422,16 +422,23 @@ from saved_value import STORE, save, value_of
 
 rng, found = random.Random(20), 0
 for _ in range(40):
+    progress, saved = os.pipe()
     child = os.fork()
     if child == 0:
         for number in itertools.count():
             uri = f"{sys.argv[1]}/step-{number % 3}"
             save(uri, float(number), size=30_000)
+            os.write(saved, b".")
             if number % 7 == 6:
                 STORE.delete(uri)
-    select.select([], [], [], rng.uniform(0.001, 0.04))
+    # Some whole checkpoints, however slow the machine is, and then a moment of the next one.
+    for _ in range(rng.randint(1, 9)):
+        assert os.read(progress, 1)
+    select.select([], [], [], rng.uniform(0.0, 0.01))
     os.kill(child, signal.SIGKILL)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    os.close(progress)
+    os.close(saved)
     for uri in STORE.list(sys.argv[1]):
         assert value_of(uri) % 3 == int(uri[-1])
         found += 1
