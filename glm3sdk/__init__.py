@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 from glm3sdk._version import __version__
 
 if TYPE_CHECKING:
-    from glm3sdk.bootstrap import load_runtime, load_service, load_tokenizer
+    from glm3sdk.bootstrap import (
+        Finetune,
+        load_finetune,
+        load_runtime,
+        load_service,
+        load_tokenizer,
+    )
     from glm3sdk.domain.chat import (
         CodeCell,
         Completion,
@@ -41,11 +47,24 @@ if TYPE_CHECKING:
     from glm3sdk.domain.tool_functions import Tool, tool
     from glm3sdk.services.chat import Glm3Service
     from glm3sdk.services.encoding import encode_chat
+    from glm3sdk.services.finetune import (
+        CheckpointSaved,
+        Evaluated,
+        FinetuneEvent,
+        FinetuneResult,
+        StepDone,
+    )
 
 # Where each name lives; it is imported at first use (PEP 562), so that `import glm3sdk`
 # stays cheap and imports no framework.
 _HOMES = {
-    "glm3sdk.bootstrap": ("load_runtime", "load_service", "load_tokenizer"),
+    "glm3sdk.bootstrap": (
+        "Finetune",
+        "load_finetune",
+        "load_runtime",
+        "load_service",
+        "load_tokenizer",
+    ),
     "glm3sdk.domain.chat": (
         "CodeCell",
         "Completion",
@@ -72,14 +91,26 @@ _HOMES = {
     "glm3sdk.domain.tool_functions": ("Tool", "tool"),
     "glm3sdk.services.chat": ("Glm3Service",),
     "glm3sdk.services.encoding": ("encode_chat",),
+    "glm3sdk.services.finetune": (
+        "CheckpointSaved",
+        "Evaluated",
+        "FinetuneEvent",
+        "FinetuneResult",
+        "StepDone",
+    ),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "CheckpointSaved",
     "CodeCell",
     "Completion",
     "CompletionEnd",
     "Delta",
+    "Evaluated",
+    "Finetune",
+    "FinetuneEvent",
+    "FinetuneResult",
     "FinishReason",
     "GenerationConfig",
     "Glm3Config",
@@ -89,6 +120,7 @@ __all__ = [
     "Reply",
     "ReplyEnd",
     "Role",
+    "StepDone",
     "Text",
     "TextDelta",
     "Tool",
@@ -100,6 +132,7 @@ __all__ = [
     "Usage",
     "__version__",
     "encode_chat",
+    "load_finetune",
     "load_runtime",
     "load_service",
     "load_tokenizer",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,48 +16,52 @@ import attrs
 from glm3sdk.adapters.metrics.csv import CsvMetricSink
 from glm3sdk.adapters.metrics.plot import plot_metrics
 from glm3sdk.adapters.metrics.tensorboard import TensorBoardMetricSink
+from glm3sdk.adapters.storage.hugging_face import CONFIG_FILE, TOKENIZER_FILE
 from glm3sdk.adapters.storage.jsonl import JsonLinesFile
 from glm3sdk.adapters.storage.local import LocalCheckpointStore
-from glm3sdk.bootstrap.models import CHECKPOINTS, RESULT, OpenedModel, open_model
+from glm3sdk.adapters.storage.whole_file import whole_file
+from glm3sdk.adapters.storage.write_failure import writing
+from glm3sdk.bootstrap.disk_space import require_space
+from glm3sdk.bootstrap.models import BUNDLED, OpenedModel, model_directory, open_model
+from glm3sdk.bootstrap.prediction import read_config
 from glm3sdk.bootstrap.runtimes import runtime_factory, start_runtime
 from glm3sdk.bootstrap.serving import load_tokenizer
-from glm3sdk.config.loader import check_config, config_from_mapping, load_config
-from glm3sdk.config.schema import DataSettings, RunConfig
+from glm3sdk.config.contradictions import FLASH_ATTENTION_MULTIPLE
+from glm3sdk.config.loader import dump_config
+from glm3sdk.config.schema import DataSettings, RunConfig, RunMode
 from glm3sdk.domain.lora import ADAPTER_CONFIG, ADAPTER_TENSORS, Lora
 from glm3sdk.domain.training import LossScale, Schedule
-from glm3sdk.errors import UserError
+from glm3sdk.errors import Glm3Error, InvalidDatasetError, UnsupportedOptionError, UserError
+from glm3sdk.ports.metric_sink import MetricSink
 from glm3sdk.ports.model_runtime import ModelRuntime
 from glm3sdk.ports.tokenizer import Tokenizer
-from glm3sdk.ports.training import AdamW, TokenBatch, TrainingPlan
+from glm3sdk.ports.training import AdamW, TokenBatch, TrainingPlan, TrainingSession
 from glm3sdk.services.data_order import DataOrder
 from glm3sdk.services.datasets import Dataset, open_dataset
-from glm3sdk.services.finetune import (
-    FinetuneEvent,
-    FinetuneResult,
-    FinetuneRun,
-    RunLimits,
-)
-from glm3sdk.services.run_checkpoints import WEIGHTS_FILE
+from glm3sdk.services.finetune import FinetuneEvent, FinetuneResult, FinetuneRun, RunLimits
+from glm3sdk.services.run_checkpoints import CHECKPOINTS, RESULT, WEIGHTS_FILE
 from glm3sdk.services.training_data import OrderedBatches
 
+CONFIG_COPY = "config.yaml"
 METRICS_FILE = "metrics.csv"
 PLOT_FILE = "loss.png"
 TENSORBOARD_DIRECTORY = "tensorboard"
 
-# FlashAttentionScore needs it; the explicit attention does not.
-_FLASH_MULTIPLE = 16
+_log = logging.getLogger(__name__)
 
 # What a resumed run must have in common with the one before: all that decides its losses.
-_DECIDING = (
-    "model",
-    "lora",
-    "train_data",
-    "training",
-    "optimizer",
-    "schedule",
-    "loss_scale",
+_DECIDING = ("model", "lora", "train_data", "training", "optimizer", "schedule", "loss_scale")
+# Of those sections: what decides none, or is compared by what comes of it (the steps, the
+# sequence length, the contents of data and tokenizer).
+_FREE = (
+    "model.recompute",
+    "model.tokenizer",
+    "train_data.path",
+    "training.epochs",
+    "training.log_every",
+    "training.max_steps",
+    "training.seq_length",
 )
-_FREE = ("training.log_every", "training.epochs", "training.max_steps", "model.recompute")
 
 
 class Finetune:
@@ -68,15 +74,23 @@ class Finetune:
         total_steps: optimizer steps of the whole run.
     """
 
-    def __init__(self, config: RunConfig, opened: OpenedModel, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, config: RunConfig, opened: OpenedModel, tokenizer: Tokenizer, tokenizer_model: bytes
+    ) -> None:
         if config.train_data is None:
             raise UserError("train_data is missing: name the file to learn from")
         self.config = config
         self._opened = opened
         self._tokenizer = tokenizer
+        self._tokenizer_model = tokenizer_model
         self.train = self._open(config.train_data)
         evaluated = config.eval_data if config.evaluation.during_training else None
         self.evaluation = self._open(evaluated, keep_masked=True) if evaluated else None
+        if self.evaluation and not self.evaluation.report.trained_tokens:
+            raise InvalidDatasetError(
+                f"{self.evaluation.report.name}: no token of the evaluation data counts; use "
+                "other records, or leave eval_data out"
+            )
         training = config.training
         self._order = DataOrder(
             records=len(self.train),
@@ -100,7 +114,7 @@ class Finetune:
         Args:
             resume: go on from the newest checkpoint of the output directory, if there is one.
             on_event: is told of every step, evaluation and checkpoint.
-            should_stop: asked after every step; True saves a checkpoint and ends the run.
+            should_stop: asked between steps; True saves a checkpoint and ends the run.
 
         Raises:
             UserError: the output directory holds another run.
@@ -110,22 +124,26 @@ class Finetune:
             CheckpointWriteError: the disk is full or the directory not writable.
         """
         output = Path(self.config.output)
+        with writing(output):
+            output.mkdir(parents=True, exist_ok=True)
         self._require_free_output(output, resume=resume)
         with ExitStack() as stack:
             runtime = self._start_runtime()
             stack.callback(runtime.close)
-            run = self._compose(runtime, output, stack)
+            session = runtime.start_training(plan=self._plan())
+            stack.callback(session.close)
+            run = self._compose(session, output, dtype=runtime.capabilities.dtype)
             step = run.resume() if resume else 0
-            first = step + 1 if step else 0
-            sinks = (
-                CsvMetricSink(output / METRICS_FILE, first_step=first),
-                TensorBoardMetricSink(output / TENSORBOARD_DIRECTORY, first_step=first),
+            require_space(output, session, self.config.checkpoints, self.total_steps, step)
+            if not step:
+                with whole_file(output / CONFIG_COPY) as file:
+                    file.write(dump_config(self.config).encode())
+            result = run.run(
+                sinks=self._sinks(output, step + 1, stack),
+                on_event=on_event,
+                should_stop=should_stop,
             )
-            for sink in sinks:
-                stack.callback(sink.close)
-            result = run.run(sinks=sinks, on_event=on_event, should_stop=should_stop)
-        if (output / METRICS_FILE).exists():
-            plot_metrics(output / METRICS_FILE, output / PLOT_FILE)
+        _plot(output)
         return result
 
     def _open(self, settings: DataSettings, *, keep_masked: bool = False) -> Dataset:
@@ -136,16 +154,15 @@ class Finetune:
             self._tokenizer,
             seq_length=self.config.training.seq_length,
             padded_vocab_size=self._opened.config.padded_vocab_size,
-            multiple_of=_FLASH_MULTIPLE if flash else 1,
+            multiple_of=FLASH_ATTENTION_MULTIPLE if flash else 1,
             max_records=self.config.evaluation.max_records if keep_masked else None,
             keep_masked=keep_masked,
         )
 
     def _require_free_output(self, output: Path, *, resume: bool) -> None:
-        taken = [name for name in (RESULT, CHECKPOINTS) if (output / name).exists()]
         if (output / RESULT).exists():
             raise UserError(f"{output} holds a finished run; choose another output, or delete it")
-        if taken and not resume:
+        if not resume and LocalCheckpointStore().list(str(output / CHECKPOINTS)):
             raise UserError(
                 f"{output} holds a run that did not finish; resume it, or choose another output"
             )
@@ -160,19 +177,27 @@ class Finetune:
             max_device_memory=settings.max_device_memory,
         )
 
-    def _compose(self, runtime: ModelRuntime, output: Path, stack: ExitStack) -> FinetuneRun:
-        config = self.config
-        lora = Lora(**attrs.asdict(config.lora)) if config.lora else None
-        session = runtime.start_training(
-            plan=TrainingPlan(
-                optimizer=AdamW(**attrs.asdict(config.optimizer)),
-                lora=lora,
-                recompute=config.model.recompute,
-                seed=config.training.seed,
-            )
+    def _plan(self) -> TrainingPlan:
+        return TrainingPlan(
+            optimizer=AdamW(**attrs.asdict(self.config.optimizer)),
+            lora=self._lora(),
+            recompute=self.config.model.recompute,
+            seed=self.config.training.seed,
         )
-        stack.callback(session.close)
-        scale = config.loss_scale
+
+    def _lora(self) -> Lora | None:
+        return Lora(**attrs.asdict(self.config.lora)) if self.config.lora else None
+
+    def _sinks(self, output: Path, first_step: int, stack: ExitStack) -> tuple[MetricSink, ...]:
+        """Sinks that forget what an earlier process recorded from this step on."""
+        figures = CsvMetricSink(output / METRICS_FILE, first_step=first_step)
+        stack.callback(figures.close)
+        events = TensorBoardMetricSink(output / TENSORBOARD_DIRECTORY, first_step=first_step)
+        stack.callback(events.close)
+        return figures, events
+
+    def _compose(self, session: TrainingSession, output: Path, *, dtype: str) -> FinetuneRun:
+        config, scale = self.config, self.config.loss_scale
         return FinetuneRun(
             session=session,
             data=OrderedBatches(self.train, self._order),
@@ -197,38 +222,42 @@ class Finetune:
             else None,
             store=LocalCheckpointStore(),
             uri=str(output),
-            files=self._files(lora),
-            weights_file=ADAPTER_TENSORS if lora else WEIGHTS_FILE,
-            fingerprint=self._fingerprint(),
+            files=self._files(),
+            weights_file=ADAPTER_TENSORS if config.lora else WEIGHTS_FILE,
+            fingerprint=self._fingerprint(dtype),
         )
 
     def _eval_batches(self) -> Iterator[TokenBatch]:
         assert self.evaluation is not None  # noqa: S101  # asked for only where there is one
         return self.evaluation.in_order(self.config.training.batch_size)
 
-    def _files(self, lora: Lora | None) -> dict[str, bytes]:
+    def _files(self) -> dict[str, bytes]:
         """What makes a checkpoint a model that can be loaded."""
-        files: dict[str, Any] = {}
-        if lora:
-            base = self.config.model.path
-            path = base if base != str(self._opened.path) and not Path(base).exists() else None
-            files[ADAPTER_CONFIG] = lora.to_peft(base=path or str(self._opened.path.resolve()))
-        else:
-            files["config.json"] = self._opened.config.to_hugging_face()
-        encoded = {name: (json.dumps(v, indent=2) + "\n").encode() for name, v in files.items()}
-        tokenizer = self.config.model.tokenizer or self._opened.tokenizer_path
-        if tokenizer:
-            encoded["tokenizer.model"] = Path(tokenizer).read_bytes()
-        return encoded
+        name, values = CONFIG_FILE, self._opened.config.to_hugging_face()
+        if lora := self._lora():
+            model = self.config.model.path
+            # A bundled model is elsewhere on another machine; other paths hold from anywhere.
+            base = model if model in BUNDLED else str(self._opened.path.resolve())
+            name, values = ADAPTER_CONFIG, lora.to_peft(base=base)
+        encoded = (json.dumps(values, indent=2) + "\n").encode()
+        return {name: encoded, TOKENIZER_FILE: self._tokenizer_model}
 
-    def _fingerprint(self) -> dict[str, Any]:
-        flat: dict[str, Any] = {"records": len(self.train), "total_steps": self.total_steps}
+    def _fingerprint(self, dtype: str) -> dict[str, Any]:
+        flat: dict[str, Any] = {}
         for section in _DECIDING:
             settings = getattr(self.config, section)
             values = attrs.asdict(settings) if settings is not None else {"": None}
-            flat.update({f"{section}.{key}": value for key, value in values.items()})
+            flat.update({f"{section}.{key}".rstrip("."): value for key, value in values.items()})
         for key in _FREE:
             flat.pop(key, None)
+        flat |= {
+            "dtype": dtype,
+            "records": len(self.train),
+            "seq_length": self.train.seq_length,
+            "tokenizer.sha256": hashlib.sha256(self._tokenizer_model).hexdigest(),
+            "total_steps": self.total_steps,
+            "train_data.sha256": _sha256(Path(self.train.report.name)),
+        }
         # As a checkpoint's file will give it back: a tuple is a list there.
         same: dict[str, Any] = json.loads(json.dumps(flat))
         return same
@@ -250,14 +279,38 @@ def load_finetune(
         InvalidDatasetError: a data file that cannot be used, naming file and line.
         InvalidTokenizerError: the tokenizer does not fit the model.
         InvalidCheckpointError: the model to start from cannot be opened.
+        UnsupportedOptionError: the configuration asks for several cards.
     """
-    if isinstance(config, RunConfig):
-        check_config(config)
-    elif isinstance(config, Mapping):
-        config = config_from_mapping(config)
-    else:
-        config = load_config(os.fspath(config), overrides=overrides)
+    config = read_config(config, overrides)
+    if config.mode is not RunMode.FINETUNE:
+        raise UserError(f"mode is {config.mode}; a finetune run needs mode finetune")
+    for name in ("data", "tensor"):
+        if (cards := getattr(config.parallel, name)) > 1:
+            raise UnsupportedOptionError(
+                f"parallel.{name} is {cards} and a run trains on one card; set parallel.{name}=1"
+            )
     runtime_factory(config.runtime.name)
     opened = open_model(config.model.path)
-    tokenizer = load_tokenizer(config.model.tokenizer or opened.tokenizer_path or opened.path)
-    return Finetune(config, opened, tokenizer)
+    path = _tokenizer_file(config.model.tokenizer or opened.tokenizer_path or opened.path)
+    return Finetune(config, opened, load_tokenizer(path), path.read_bytes())
+
+
+def _tokenizer_file(path: str | Path) -> Path:
+    found = model_directory(path) if str(path) in BUNDLED else Path(path)
+    return found / TOKENIZER_FILE if found.is_dir() else found
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as exc:
+        raise InvalidDatasetError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+
+
+def _plot(output: Path) -> None:
+    """Draw the figures; a run that ended well does not fail for want of a picture."""
+    try:
+        plot_metrics(output / METRICS_FILE, output / PLOT_FILE)
+    except Glm3Error as exc:
+        _log.warning("no %s was drawn: %s", PLOT_FILE, exc)

@@ -19,11 +19,9 @@ from glm3sdk.domain.model import PRESETS, Glm3Config
 from glm3sdk.errors import InvalidCheckpointError
 from glm3sdk.ports.checkpoint_store import CheckpointReader
 from glm3sdk.services.adapters import MergedCheckpoint
+from glm3sdk.services.run_checkpoints import CHECKPOINTS, RESULT
 
 BUNDLED = ("tiny",)
-
-RESULT = "result"
-CHECKPOINTS = "checkpoints"
 
 _TOKENIZER = "tokenizer.model"
 # An adapter on an adapter on ... in a circle must end.
@@ -93,11 +91,24 @@ def _open(path: Path, *, adapters_left: int) -> OpenedModel:
         adapter.add(path / ADAPTER_TENSORS, read_specs(path / ADAPTER_TENSORS))
     except (OSError, ValueError) as exc:
         raise InvalidCheckpointError(f"{path} is not an adapter: {exc}") from exc
-    base = _open(model_directory(base_name), adapters_left=adapters_left - 1)
+    base = _open(_base_of(path, base_name), adapters_left=adapters_left - 1)
     merged = MergedCheckpoint(base.checkpoint, adapter, lora=lora, config=base.config)
     own_tokenizer = path / _TOKENIZER
     tokenizer_path = own_tokenizer if own_tokenizer.is_file() else base.tokenizer_path
     return OpenedModel(base.config, merged, tokenizer_path, path)
+
+
+def _base_of(adapter: Path, name: str) -> Path:
+    """An adapter's base; a relative path leads from the adapter, or from here."""
+    if name not in BUNDLED and (adapter / name).is_dir():
+        return _of_run(adapter / name)
+    try:
+        return model_directory(name)
+    except InvalidCheckpointError as exc:
+        raise InvalidCheckpointError(
+            f"{adapter / ADAPTER_CONFIG}: the base model is not here: {exc}. Write its "
+            "directory into base_model_name_or_path"
+        ) from exc
 
 
 def _of_run(path: Path) -> Path:

@@ -8,6 +8,7 @@ from glm3sdk._version import __version__
 from glm3sdk.cli.chat import chat
 from glm3sdk.cli.checkpoint import checkpoint
 from glm3sdk.cli.dataset import dataset
+from glm3sdk.cli.evaluate import evaluate
 from glm3sdk.cli.failures import ReportingGroup
 from glm3sdk.cli.finetune import finetune
 from glm3sdk.cli.generate import generate
@@ -21,5 +22,5 @@ def app() -> None:
     """ChatGLM3-6B: chat, raw completions, tokens and finetuning, on Ascend or a plain CPU."""
 
 
-for _command in (chat, checkpoint, dataset, finetune, generate, plan, tokenize):
+for _command in (chat, checkpoint, dataset, evaluate, finetune, generate, plan, tokenize):
     app.add_command(_command)

@@ -82,7 +82,7 @@ def finetune(config: str, overrides: tuple[str, ...], resume: bool, as_json: boo
     _show_preflight(run)
     view: _View = _Bar(run.total_steps) if _is_terminal() else _Lines(run.config.training.log_every)
     with view:
-        result = _until_stopped(
+        result = until_stopped(
             lambda should_stop: run.run(resume=resume, on_event=view.show, should_stop=should_stop),
             on_stop=lambda: view.note("stopping after this step; Ctrl-C again leaves at once"),
         )
@@ -98,7 +98,7 @@ def finetune(config: str, overrides: tuple[str, ...], resume: bool, as_json: boo
         raise click.exceptions.Exit(INTERRUPTED)
 
 
-def _until_stopped(
+def until_stopped(
     work: Callable[[Callable[[], bool]], _Value], *, on_stop: Callable[[], None]
 ) -> _Value:
     """Run work on a thread; the first Ctrl-C or SIGTERM asks it to stop, the second one raises.
@@ -121,12 +121,15 @@ def _until_stopped(
             with suppress(queue.Empty):
                 ended.get(timeout=_WAIT_S)
 
+    thread = threading.Thread(target=run, name="glm3-finetune", daemon=True)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        threading.Thread(target=run, name="glm3-finetune", daemon=True).start()
         try:
+            thread.start()
             wait()
         except KeyboardInterrupt:
+            if thread.ident is None:  # it was not started, and would never end
+                raise
             stop.set()
             on_stop()
             wait()
@@ -196,13 +199,15 @@ class _Bar:
             TextColumn("{task.fields[figures]}"),
             console=Console(stderr=True),
         )
-        self._task = self._progress.add_task(
-            "", total=total_steps, figures="compiling the first step ..."
-        )
+        self._task = self._progress.add_task("", total=total_steps, figures="starting ...")
         self._eval_loss = ""
 
     def __enter__(self) -> _Bar:
-        self._progress.start()
+        try:
+            self._progress.start()
+        except BaseException:  # Ctrl-C must not leave the cursor hidden
+            self._progress.stop()
+            raise
         return self
 
     def __exit__(

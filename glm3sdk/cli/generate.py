@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from glm3sdk.cli.evaluate import config_options, counter, from_config
 from glm3sdk.cli.generation import generation_config, generation_options, usage_json
 from glm3sdk.cli.input import read_stdin
 from glm3sdk.cli.loading import Loaders, loaded_service, model_options
@@ -15,11 +18,27 @@ from glm3sdk.cli.screen import Screen
 from glm3sdk.domain.chat import Message
 from glm3sdk.domain.prompt import parse_ready_made
 
+if TYPE_CHECKING:  # they import numpy, and `glm3 --help` is to be quick
+    from glm3sdk.domain.generation import GenerationConfig
+    from glm3sdk.services.chat import Glm3Service
+
+_DEFAULT = ParameterSource.DEFAULT
 _WRITTEN_NEWLINE = re.compile(r"(<\|(?:system|user|assistant|observation)\|> *)\\n")
 
 
 @click.command()
-@click.argument("prompt")
+@click.argument("prompt", required=False)
+@config_options
+@click.option(
+    "--input",
+    "source",
+    type=click.Path(),
+    metavar="FILE.jsonl",
+    help='Answer each line: {"prompt": ...}, {"messages": [...]} or {"content": ...}.',
+)
+@click.option(
+    "--output", "target", type=click.Path(), metavar="FILE.jsonl", help="Where answers go."
+)
 @model_options
 @generation_options
 @click.option("--json", "as_json", is_flag=True, help="Print the completion as one JSON object.")
@@ -28,39 +47,107 @@ def generate(
     loaders: Loaders,
     /,
     *,
-    prompt: str,
+    prompt: str | None,
+    config: str | None,
+    overrides: tuple[str, ...],
+    source: str | None,
+    target: str | None,
     as_json: bool,
     model: str,
     runtime: str | None,
     max_seq_length: int | None,
     **generation: Any,
 ) -> None:
-    """Continue PROMPT ("-" reads standard input).
+    """Continue PROMPT ("-" reads standard input), or answer the lines of a file.
 
     Plain text is read after [gMASK] sop. A prompt that begins with "[gMASK]sop<|user|>", or
-    another role, is read as special tokens and messages.
+    another role, is read as special tokens and messages. Options stand above CONFIG, and
+    --set above them.
     """
-    config = generation_config(max_seq_length=max_seq_length, **generation)
-    prompt = with_newlines(read_stdin() if prompt == "-" else prompt)
-    Message.user(prompt)  # refuses half a character before a model is loaded
-    with loaded_service(
-        loaders, model=model, runtime=runtime, max_seq_length=max_seq_length
-    ) as service:
-        if as_json:
-            completion = service.generate(prompt, config)
-            values = {
-                "text": completion.text,
-                "finish_reason": str(completion.finish_reason),
-                "usage": usage_json(completion.usage),
-            }
-            click.echo(json.dumps(values, ensure_ascii=False))
-            return
-        screen = Screen()
-        try:
-            screen.show_completion(service.stream_generate(prompt, config))
-        except KeyboardInterrupt:
-            screen.interrupted()
-            raise
+    _check_usage(prompt=prompt, source=source, target=target, as_json=as_json)
+    if prompt is not None:
+        prompt = with_newlines(read_stdin() if prompt == "-" else prompt)
+        Message.user(prompt)  # refuses half a character before a model is loaded
+    if prompt is not None and config is None and not overrides:
+        chosen = generation_config(max_seq_length=max_seq_length, **generation)
+        with loaded_service(
+            loaders, model=model, runtime=runtime, max_seq_length=max_seq_length
+        ) as service:
+            _answer(service, prompt, chosen, as_json=as_json)
+        return
+    from glm3sdk.bootstrap.prediction import load_predictor
+
+    stop = generation.pop("stop")
+    is_default = click.get_current_context().get_parameter_source("model") is _DEFAULT
+    predictor = from_config(
+        partial(load_predictor, stop=stop),
+        config,
+        overrides,
+        given=_given(
+            model=None if is_default else model,
+            runtime=runtime,
+            max_seq_length=max_seq_length,
+            **generation,
+        ),
+        # As a prompt without a configuration: what the options' help says.
+        otherwise={"mode": "predict", "generation.do_sample": True},
+    )
+    if prompt is not None:
+        predictor.model.check(prompt)
+        with predictor.load() as service:
+            _answer(service, prompt, predictor.model.generation, as_json=as_json)
+        return
+    with counter() as count:
+        answered = predictor.run(
+            source or "", target or "", progress=lambda done, total: count(done, total, "answered")
+        )
+    click.echo(f"wrote {answered} answers to {target}")
+
+
+def _check_usage(
+    *, prompt: str | None, source: str | None, target: str | None, as_json: bool
+) -> None:
+    if prompt is None and source is None:
+        raise click.UsageError("Missing argument 'PROMPT' (or --input FILE --output FILE).")
+    if prompt is not None and source is not None:
+        raise click.UsageError("pass either PROMPT or --input, not both")
+    if (source is None) != (target is None):
+        raise click.UsageError("--input and --output belong together")
+    if source is not None and as_json:
+        raise click.UsageError("--json prints one completion; --output is JSON Lines anyway")
+
+
+def _given(
+    *, model: str | None, max_seq_length: int | None, runtime: str | None, greedy: bool, **more: Any
+) -> dict[str, Any]:
+    """Options that were given, by their keys in a run configuration."""
+    values = {
+        "model.path": model,
+        "runtime.name": runtime,
+        "generation.max_seq_length": max_seq_length,
+        "generation.max_length": max_seq_length,
+        "generation.do_sample": False if greedy else None,
+        **{f"generation.{name}": value for name, value in more.items()},
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _answer(service: Glm3Service, prompt: str, config: GenerationConfig, *, as_json: bool) -> None:
+    if as_json:
+        completion = service.generate(prompt, config)
+        values = {
+            "text": completion.text,
+            "finish_reason": str(completion.finish_reason),
+            "usage": usage_json(completion.usage),
+        }
+        click.echo(json.dumps(values, ensure_ascii=False))
+        return
+    screen = Screen()
+    try:
+        screen.show_completion(service.stream_generate(prompt, config))
+    except KeyboardInterrupt:
+        screen.interrupted()
+        raise
 
 
 def with_newlines(prompt: str) -> str:

@@ -1,30 +1,35 @@
 """What a training step takes of one card's memory, in bytes, from shapes alone.
 
-With N = batch_size x seq_length tokens on a card, e bytes of the compute dtype, and the
-model's sizes h (hidden), f (ffn), a (heads), c (a x kv_channels), q (query, key and value
-rows), V (vocabulary), L (layers), t cards that share a layer:
+N = batch_size x seq_length tokens lie on a card, e bytes to an item of its dtype. h, f, a
+and V are the model's hidden and ffn width, heads and vocabulary, c is a x kv_channels, q the
+rows of query, key and value, L the layers, and t the cards that share each layer.
 
-    weights      P e                      P: parameters of the card
-    gradients    4 T                      T: trained parameters of the card, summed in float32
-    optimizer    8 T, or 12 T             two moments; a float32 copy where e < 4
-    one layer A  N [4h e + 8              two residuals and two norms' outputs; two root means
-                    + (q + c)/t e         query, key, value; the output layer's input
-                    + a/t seq_length e    explicit attention: the softmax
-                      or c/t e + 64 a/t   flash attention: its output, and maximum and sum of
-                                          each row, float32, eight times each
-                    + 3 f/t e]            gate, up, and their product
-    activations  L A + A                  and once more A: the gradients of one layer's
-    recomputed   L K + 2 A                K = N [2h + (q + c)/t] e: what crosses between cells
-    final norm   N (2h e + 4)
-    logits       12 N V/t                 log-probabilities, their gradient and the logits',
-                 + N V/t e where e < 4    float32; the logits as they leave the last layer
+    weights      P e                P parameters on the card
+    gradients    4 T                T trained ones, summed in float32
+    optimizer    8 T                two moments
+                 + 4 T              float32 copies, where e < 4
+    layer A      N x (4h e          inputs and outputs of two norms
+                      + 8           root means of the norms
+                      + q/t e       query, key and value
+                      + c/t e       input of the layer that follows attention
+                      + a/t s e     explicit attention: the softmax over s = seq_length
+                      or c/t e      flash attention: its output,
+                      + 64 a/t      and each row's maximum and sum, float32, eight times
+                      + 3 f/t e)    gate, up, and their product
+    activations  L A + A            and A again: the gradients of one layer's
+    recomputed   L K + 2 A          K = N (2h + (q + c)/t) e: what crosses between cells
+    final norm   N (2h e + 4)       its input, its output, its root means
+    logits       12 N V/t           log-probabilities, their gradient, the logits' gradient
+                 + N V/t e          the logits as the last layer gives them, where e < 4
 
-Where SwiGLU and RMSNorm are not one kernel, their parts are kept too: 2 f/t e and 2h e more.
-An adapted layer keeps its dropped input and the drop's mask, and r values of A's output;
-adapters are float32. What frozen layers need not keep is counted all the same, so a LoRA
-run takes rather less. The counting is that of Korthikanti et al. 2022, section 4 (arXiv
-2205.05198), for these cells: without dropout, gated, with grouped queries. Communication
-buffers, the framework's own memory and fragmentation are not counted.
+Where SwiGLU and RMSNorm are not one kernel, their inner steps are kept too: 2h e + 2 f/t e
+a token. An adapter is float32; its layer keeps the dropped input, the drop's mask, and r
+values. What a frozen layer need not keep is counted all the same, so a LoRA run takes less.
+
+A layer is counted as in Korthikanti et al. 2022 (arXiv 2205.05198, section 4), for these
+cells: no dropout, a gated feed-forward layer, grouped queries. Communication buffers, the
+framework's own memory and fragmentation are not counted, and a device is taken to reuse what
+is no longer needed. The figures have not been measured on an Ascend card.
 """
 
 from __future__ import annotations

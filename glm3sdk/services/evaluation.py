@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import attrs
 
-from glm3sdk.domain.chat import ToolCall
-from glm3sdk.domain.generation import GenerationConfig
+from glm3sdk.domain.chat import Message, ToolCall
 from glm3sdk.domain.metrics import (
     Flavour,
     LossSummary,
@@ -23,8 +22,7 @@ from glm3sdk.domain.metrics import (
 )
 from glm3sdk.errors import InvalidDatasetError, NonFiniteLossError
 from glm3sdk.ports.training import StepMetrics
-from glm3sdk.services.chat import Glm3Service
-from glm3sdk.services.prediction import GREEDY, Prediction, Record, predict
+from glm3sdk.services.prediction import Prediction
 
 
 @attrs.frozen(kw_only=True)
@@ -81,25 +79,28 @@ class ToolReport:
 
 @attrs.frozen(kw_only=True)
 class EvaluationReport:
-    """What `evaluate` measured; a part is None where the data or the runtime has none of it.
+    """What was measured; a part is None where the data or the runtime has none of it.
 
     Attributes:
-        records: how many records were predicted.
+        turns: how many continuations were predicted.
+        left_out: how many more there are, whose prompt leaves no room for a reply.
         text: scores of generated text.
         tools: scores of tool calls.
         loss: mean loss of the expected tokens.
     """
 
-    records: int
+    turns: int
     text: TextReport | None
     tools: ToolReport | None
-    loss: LossSummary | None
+    left_out: int = 0
+    loss: LossSummary | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as a JSON object; an infinite perplexity is null."""
         perplexity = self.loss.perplexity if self.loss else None
         return {
-            "records": self.records,
+            "turns": self.turns,
+            "left_out": self.left_out,
             "text": self.text and self.text.to_json(),
             "tools": self.tools and self.tools.to_json(),
             "loss": self.loss and self.loss.loss,
@@ -108,65 +109,54 @@ class EvaluationReport:
         }
 
 
-def evaluate(
-    service: Glm3Service,
-    records: Iterable[Record],
-    *,
-    segment_words: WordSegmenter,
-    config: GenerationConfig = GREEDY,
-    batch_size: int = 32,
-    progress: Callable[[int], None] | None = None,
-    losses: Iterable[StepMetrics] = (),
-) -> EvaluationReport:
-    """Let a model write every record's continuation and score what it wrote.
+def score(predictions: Iterable[Prediction], *, segment_words: WordSegmenter) -> EvaluationReport:
+    """Score predictions, one at a time.
 
     Args:
-        service: the loaded model.
-        records: read a batch at a time; see `predict`.
+        predictions: what a model wrote, best made as they are asked for.
         segment_words: cuts a text into words.
-        config: generation parameters.
-        batch_size: records given to the service at once.
-        progress: called after each batch with the number of records done.
-        losses: `TrainingSession.eval_loss` of every batch, best made as they are asked
-            for; empty where the runtime does not train.
 
     Raises:
-        InvalidDatasetError: there are no records, or an expected tool call cannot be read.
-        PromptTooLongError: a prompt leaves no room for a reply.
+        InvalidDatasetError: there are no predictions, or an expected tool call cannot be read.
+    """
+    texts, tools = _TextTally(segment_words), _ToolTally()
+    turns = 0
+    for turns, prediction in enumerate(predictions, start=1):
+        if prediction.expected.metadata:
+            tools.add(prediction, require_call(prediction.expected, where=f"turn {turns}"))
+        else:
+            texts.add(prediction)
+    if not turns:
+        raise InvalidDatasetError("there is nothing to evaluate; pass at least one record")
+    return EvaluationReport(turns=turns, text=texts.report(), tools=tools.report())
+
+
+def require_call(expected: Message, *, where: str) -> ToolCall:
+    """The tool call that a turn of a data file makes.
+
+    Args:
+        expected: an assistant turn with the name of a tool.
+        where: what an error calls it.
+
+    Raises:
+        InvalidDatasetError: it cannot be read, so nothing can be compared with it.
+    """
+    call = read_call(expected)
+    if call is None:
+        raise InvalidDatasetError(
+            f"{where}: expects a call of {expected.metadata!r} that cannot be read: "
+            f"{expected.content!r:.80}; mend it in the data file"
+        )
+    return call
+
+
+def measure_loss(batches: Iterable[StepMetrics]) -> LossSummary | None:
+    """The mean loss over all tokens of `TrainingSession.eval_loss`'s batches.
+
+    Raises:
         NonFiniteLossError: a batch's loss is NaN or infinite; the message says which.
     """
-    predictions = predict(service, records, config=config, batch_size=batch_size, progress=progress)
-    return score(predictions, segment_words=segment_words, losses=losses)
-
-
-def score(
-    predictions: Iterable[Prediction],
-    *,
-    segment_words: WordSegmenter,
-    losses: Iterable[StepMetrics] = (),
-) -> EvaluationReport:
-    """Score predictions, one at a time; arguments and errors as for `evaluate`."""
-    texts, tools = _TextTally(segment_words), _ToolTally()
-    records = 0
-    for records, prediction in enumerate(predictions, start=1):
-        if not prediction.expected.metadata:
-            texts.add(prediction)
-            continue
-        expected = read_call(prediction.expected)
-        if expected is None:
-            raise InvalidDatasetError(
-                f"record {records} expects a call of {prediction.expected.metadata!r} that "
-                f"cannot be read: {prediction.expected.content!r:.80}; mend it in the data file"
-            )
-        tools.add(prediction, expected)
-    if not records:
-        raise InvalidDatasetError("there are no records to evaluate; pass at least one")
-    return EvaluationReport(
-        records=records,
-        text=texts.report(),
-        tools=tools.report(),
-        loss=mean_loss(_finite(losses)),
-    )
+    return mean_loss(_finite(batches))
 
 
 class _TextTally:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 
-from glm3sdk.domain.chat import FinishReason, Message
+from glm3sdk.domain.chat import FinishReason, Message, ToolSpec
 from glm3sdk.domain.generation import GenerationConfig
 from glm3sdk.errors import PromptTooLongError
 from glm3sdk.services.chat import Glm3Service
 
-ChatTurn: TypeAlias = tuple[tuple[Message, ...], Message]
-"""A conversation up to an assistant turn, and that turn. Tools stand in the system message."""
-
-TextPair: TypeAlias = tuple[str, str]
-"""A source, which the model reads without roles, and the target that belongs to it."""
-
-Record: TypeAlias = ChatTurn | TextPair
+Record: TypeAlias = tuple[tuple[Message, ...], Message] | tuple[str, str]
+"""A conversation up to an assistant turn, and that turn; tools stand in the system message.
+Or a source, which the model reads without roles, and the target that belongs to it."""
 
 GREEDY = GenerationConfig(do_sample=False, max_new_tokens=512)
 """The likeliest token each time, so that a figure can be had again."""
@@ -49,6 +45,22 @@ class Prediction:
         turn that follows.
         """
         return "" if self.written[0].metadata else self.written[0].content
+
+    def to_json(self) -> dict[str, Any]:
+        """Prompt, reference and prediction; a tool call as the model writes it, name first."""
+        prompt = self.prompt
+        return {
+            "prompt": prompt if isinstance(prompt, str) else [*map(_message_json, prompt)],
+            "reference": _as_written([self.expected]),
+            **self.outcome_json(),
+        }
+
+    def outcome_json(self) -> dict[str, str]:
+        """What was written, and why it ended."""
+        return {
+            "prediction": _as_written(self.written),
+            "finish_reason": str(self.finish_reason),
+        }
 
 
 def predict(
@@ -110,3 +122,18 @@ def _predict_batch(
         turn = Message.assistant(expected) if isinstance(expected, str) else expected
         predictions.append(Prediction(prompt, turn, written, reason))
     return predictions
+
+
+def _as_written(turns: Iterable[Message]) -> str:
+    return "\n".join(
+        f"{turn.metadata}\n{turn.content}" if turn.metadata else turn.content for turn in turns
+    )
+
+
+def _message_json(message: Message) -> dict[str, Any]:
+    values: dict[str, Any] = {"role": message.role.value, "content": _as_written([message])}
+    if message.tools:
+        values["tools"] = [
+            tool.to_json() if isinstance(tool, ToolSpec) else tool for tool in message.tools
+        ]
+    return values

@@ -89,12 +89,7 @@ class RunCheckpoints:
         """
         uri = self.uri_of(progress.step)
         self._publish(uri, session, progress, *StatePart)
-        for old in self.store.list(f"{self.uri}/{CHECKPOINTS}")[: -self.keep]:
-            try:
-                self.store.delete(old)
-            except Glm3Error as exc:
-                # It costs room and no more; the next checkpoint tries again.
-                _log.warning("an old checkpoint stays: %s", exc)
+        self._delete_old()
         return uri
 
     def publish_result(self, session: TrainingSession, progress: Progress) -> str:
@@ -103,6 +98,7 @@ class RunCheckpoints:
         Raises:
             CheckpointWriteError: it could not be written.
         """
+        self._delete_old()  # a run killed in `save` may have left one too many
         uri = f"{self.uri}/{RESULT}"
         self._publish(uri, session, progress, StatePart.WEIGHTS)
         return uri
@@ -143,6 +139,14 @@ class RunCheckpoints:
         except BaseException:
             writer.abort()
             raise
+
+    def _delete_old(self) -> None:
+        for old in self.store.list(f"{self.uri}/{CHECKPOINTS}")[: -self.keep]:
+            try:
+                self.store.delete(old)
+            except Glm3Error as exc:
+                # It costs room and no more; the next checkpoint tries again.
+                _log.warning("an old checkpoint stays: %s", exc)
 
     def _intact(self, uri: str) -> tuple[StoredCheckpoint, dict[str, Any]]:
         checkpoint = self.store.open(uri)

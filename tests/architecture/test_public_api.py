@@ -5,10 +5,15 @@ import pytest
 import glm3sdk
 
 PUBLIC_NAMES = [
+    "CheckpointSaved",
     "CodeCell",
     "Completion",
     "CompletionEnd",
     "Delta",
+    "Evaluated",
+    "Finetune",
+    "FinetuneEvent",
+    "FinetuneResult",
     "FinishReason",
     "GenerationConfig",
     "Glm3Config",
@@ -18,6 +23,7 @@ PUBLIC_NAMES = [
     "Reply",
     "ReplyEnd",
     "Role",
+    "StepDone",
     "Text",
     "TextDelta",
     "Tool",
@@ -29,6 +35,7 @@ PUBLIC_NAMES = [
     "Usage",
     "__version__",
     "encode_chat",
+    "load_finetune",
     "load_runtime",
     "load_service",
     "load_tokenizer",

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 
+import attrs
 import pytest
 
 from glm3sdk.domain.bleu import bleu_4
@@ -12,8 +13,8 @@ from glm3sdk.domain.special_tokens import SpecialToken
 from glm3sdk.errors import InvalidDatasetError, NonFiniteLossError
 from glm3sdk.ports.training import StepMetrics
 from glm3sdk.services.chat import Glm3Service
-from glm3sdk.services.evaluation import ToolReport, evaluate, score
-from glm3sdk.services.prediction import Prediction
+from glm3sdk.services.evaluation import ToolReport, measure_loss, score
+from glm3sdk.services.prediction import Prediction, predict
 from glm3sdk.testing import CharacterTokenizer
 from glm3sdk.testing.scripted_runtime import ScriptedRuntime
 
@@ -27,7 +28,7 @@ def call(arguments: str, name: str = "get_weather") -> Message:
 def evaluated(replies, records, **options):
     runtime = ScriptedRuntime(*replies)
     with Glm3Service(runtime=runtime, tokenizer=CharacterTokenizer(), slots=1) as service:
-        return evaluate(service, records, segment_words=str.split, **options)
+        return score(predict(service, records, **options), segment_words=str.split)
 
 
 def predicted(expected: str, written: str) -> Prediction:
@@ -38,7 +39,7 @@ def predicted(expected: str, written: str) -> Prediction:
 def test_text_is_scored_in_both_flavours():
     records = [(QUESTION, Message.assistant("a b c d")), (QUESTION, Message.assistant("x y"))]
     report = evaluated(["a b c d", "z"], records)
-    assert report.records == 2
+    assert report.turns == 2
     assert report.tools is None
     assert report.loss is None
     assert report.text is not None
@@ -112,40 +113,39 @@ def test_turns_of_text_and_of_calls_are_scored_apart():
 
 def test_losses_are_weighed_by_their_tokens():
     losses = iter([StepMetrics(1.0, 30), StepMetrics(math.nan, 0), StepMetrics(5.0, 10)])
-    report = evaluated(["a"], [(QUESTION, Message.assistant("a"))], losses=losses)
-    assert report.loss == LossSummary(2.0, 40)
-    assert report.to_json()["perplexity"] == pytest.approx(math.e**2)
+    loss = measure_loss(losses)
+    assert loss == LossSummary(2.0, 40)
+    assert loss.perplexity == pytest.approx(math.e**2)
+
+
+def test_without_batches_there_is_no_loss():
+    assert measure_loss([]) is None
 
 
 def test_a_loss_that_is_not_finite_is_named_by_its_batch():
     losses = [StepMetrics(1.0, 3), StepMetrics(math.nan, 3)]
     with pytest.raises(NonFiniteLossError, match="loss of batch 2 is nan"):
-        score([predicted("a", "a")], segment_words=str.split, losses=losses)
+        measure_loss(losses)
 
 
-def test_an_expected_call_that_cannot_be_read_is_named_by_its_record():
+def test_an_expected_call_that_cannot_be_read_is_named_by_its_turn():
     records = [(QUESTION, Message.assistant("a")), (QUESTION, call("city=f()"))]
-    with pytest.raises(InvalidDatasetError, match="record 2 expects a call of 'get_weather'"):
+    with pytest.raises(InvalidDatasetError, match="turn 2: expects a call of 'get_weather'"):
         evaluated(["a"], records)
 
 
 def test_an_evaluation_without_records_is_an_error():
-    with pytest.raises(InvalidDatasetError, match="no records"):
+    with pytest.raises(InvalidDatasetError, match="nothing to evaluate"):
         evaluated(["a"], [])
-
-
-def test_progress_is_passed_on():
-    done: list[int] = []
-    records = [(QUESTION, Message.assistant("a"))] * 3
-    evaluated(["a"], records, batch_size=2, progress=done.append)
-    assert done == [2, 3]
 
 
 def test_a_report_is_json():
     records = [("source", "a b"), (QUESTION, call("city='北京'"))]
-    report = evaluated(["a b", "no"], records, losses=[StepMetrics(1000.0, 2)], batch_size=1)
+    report = attrs.evolve(
+        evaluated(["a b", "no"], records, batch_size=1), loss=LossSummary(1000.0, 2)
+    )
     read = json.loads(json.dumps(report.to_json(), allow_nan=False))
-    assert read["records"] == 2
+    assert (read["turns"], read["left_out"]) == (2, 0)
     assert read["text"]["official"]["rouge-1"] == 100.0
     assert set(read["text"]["mindformers"]) == {"rouge-1", "rouge-2", "rouge-l", "bleu-4"}
     assert read["tools"]["name_exact_match"] == 0.0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 
@@ -117,3 +118,31 @@ def test_a_prompt_without_room_is_named_by_its_batch(service):
 
 def test_no_records_give_no_predictions(service):
     assert list(predict(service, [])) == []
+
+
+def test_a_prediction_is_json_with_calls_as_the_model_writes_them():
+    tools = ({"name": "get_weather"},)
+    history = (Message.system("Use the tools:", tools=tools), Message.user("北京天气"))
+    reply = ["I should look.", SpecialToken.ASSISTANT, CALL]
+    with Glm3Service(runtime=ScriptedRuntime(reply), tokenizer=TOKENIZER) as service:
+        (prediction,) = predict(service, [(history, CALL)])
+    called = "get_weather\n```python\ntool_call(city='北京')\n```"
+    assert json.loads(json.dumps(prediction.to_json())) == {
+        "prompt": [
+            {"role": "system", "content": "Use the tools:", "tools": [{"name": "get_weather"}]},
+            {"role": "user", "content": "北京天气"},
+        ],
+        "reference": called,
+        "prediction": f"I should look.\n{called}",
+        "finish_reason": "tool_calls",
+    }
+
+
+def test_a_prediction_of_a_source_has_it_as_its_prompt(service):
+    (prediction,) = predict(service, [("类型#裙", "好看的裙子")])
+    assert prediction.to_json() == {
+        "prompt": "类型#裙",
+        "reference": "好看的裙子",
+        "prediction": "\none",
+        "finish_reason": "stop",
+    }
