@@ -84,21 +84,25 @@ class MindSporeTrainingSession:
 
     def specs(self, part: StatePart) -> Mapping[str, TensorSpec]:
         """Names, shapes and dtypes of what `state` yields."""
+        graphs = self._open_graphs()
         return {
             parameter.name: TensorSpec(tuple(parameter.shape), host_dtype(parameter))
-            for parameter in self._open_graphs().held(part)
+            for parameter in translated(lambda: graphs.held(part))
         }
 
     def state(self, part: StatePart) -> Iterator[tuple[str, HostArray]]:
-        """A part of the state, one tensor at a time; copy what is to outlast the next step."""
-        for parameter in self._open_graphs().held(part):
+        """A part of the state, one tensor in host memory at a time."""
+        graphs = self._open_graphs()
+        for parameter in translated(lambda: graphs.held(part)):
             self._open_graphs()
             yield parameter.name, translated(functools.partial(tensor_to_host, parameter))
 
     def restore(self, checkpoint: CheckpointReader) -> None:
         """Take both parts from a checkpoint; see the port."""
         graphs = self._open_graphs()
-        held = [parameter for part in StatePart for parameter in graphs.held(part)]
+        held = translated(
+            lambda: [parameter for part in StatePart for parameter in graphs.held(part)]
+        )
         for parameter in held:
             spec = checkpoint.tensors.get(parameter.name)
             if spec is None or spec.shape != tuple(parameter.shape):
@@ -144,13 +148,23 @@ class TrainingGraphs:
         self._losses: dict[tuple[int, bool], CausalLoss] = {}
         self._gradients: dict[tuple[int, bool], GradientGraph] = {}
         _require_gradients(self.parameters, required=True)
-        self._state = OptimizerState(self.parameters)
-        self.apply_graph = ApplyGraph(self._state, plan.optimizer)
+        self._optimizer = plan.optimizer
+
+    # Made when first needed: evaluation alone takes no memory for gradients and moments.
+    @functools.cached_property
+    def _state(self) -> OptimizerState:
+        return OptimizerState(self.parameters)
+
+    @functools.cached_property
+    def apply_graph(self) -> ApplyGraph:
+        """The graph that updates the parameters."""
+        return ApplyGraph(self._state, self._optimizer)
 
     @property
     def compiled(self) -> tuple[nn.Cell, ...]:
         """Every cell that is compiled as a graph."""
-        return (*self._losses.values(), *self._gradients.values(), self.apply_graph)
+        update = (self.apply_graph,) if "apply_graph" in self.__dict__ else ()
+        return (*self._losses.values(), *self._gradients.values(), *update)
 
     def held(self, part: StatePart) -> list[Parameter]:
         """The Parameters of a part of the state."""
@@ -167,9 +181,10 @@ class TrainingGraphs:
         """Return loss and gradient norm; weights change if both are finite."""
         loss = norm = 0.0
         weight = Tensor(np.float32(loss_scale / tokens))
-        if self._adapter:
-            self._adapter.dropout_seed.set_data(Tensor(np.int32(dropout_seed)))
         for index, batch in enumerate(micro_batches):
+            if self._adapter:
+                seed = (dropout_seed + index * 104_729) & 0x7FFFFFFF
+                self._adapter.dropout_seed.set_data(Tensor(np.int32(seed)))
             graph = self.gradient_graph(batch.input_ids.shape[1], accumulate=index > 0)
             part, norm = graph(*_tensors(batch), weight).asnumpy().tolist()
             loss += part

@@ -37,8 +37,8 @@ def tensor_to_host(tensor: Tensor) -> HostArray:
     """Copy a Tensor into a host array; bfloat16 comes as float32."""
     if tensor.dtype == ms.bfloat16:
         tensor = tensor.astype(ms.float32)
-    array: HostArray = tensor.asnumpy()
-    return array
+    # `asnumpy` may give a view of the tensor's memory, which the next step writes to.
+    return np.array(tensor.asnumpy())
 
 
 def host_dtype(parameter: Parameter) -> str:
