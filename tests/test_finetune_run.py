@@ -481,17 +481,20 @@ def test_a_configuration_is_a_file_a_preset_a_mapping_or_a_value(
     assert len(preset.train) == 6
 
 
+MODEL = {"recompute": True, "flash_attention": True}
+
+
 def test_the_plan_is_the_configurations(
     loaded: list[TableRuntime], settings: dict[str, Any]
 ) -> None:
     lora = {"rank": 4, "alpha": 8.0, "dropout": 0.2, "targets": ["dense"]}
     given = changed({**settings, "lora": lora}, "training.seed", 3)
-    given = {**given, "optimizer": {"beta1": 0.8, "clip_norm": None}, "model": {"recompute": True}}
+    given = {**given, "optimizer": {"beta1": 0.8, "clip_norm": None}, "model": MODEL}
     result = load_finetune(given).run()
     (plan,) = loaded[0].plans
     assert plan.lora == Lora(rank=4, alpha=8.0, dropout=0.2, targets=("dense",))
     assert (plan.optimizer.beta1, plan.optimizer.clip_norm) == (0.8, None)
-    assert (plan.recompute, plan.seed) == (True, 3)
+    assert (plan.recompute, plan.flash_attention, plan.seed) == (True, True, 3)
     written = json.loads((Path(result.uri) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     # A name, which holds wherever the package is installed.
     assert written["base_model_name_or_path"] == "tiny"

@@ -132,7 +132,8 @@ class Evaluation:
             return
         batch_size, total = self.config.training.batch_size, len(self._dataset)
         progress(EvaluationProgress(Stage.LOSS, 0, total))
-        with closing(runtime.start_training(plan=TrainingPlan())) as session:
+        plan = TrainingPlan(flash_attention=self.config.model.flash_attention)
+        with closing(runtime.start_training(plan=plan)) as session:
             for number, batch in enumerate(self._dataset.in_order(batch_size), start=1):
                 yield session.eval_loss(batch)
                 done = min(number * batch_size, total)

@@ -80,6 +80,7 @@ class Finetune:
         if config.train_data is None:
             raise UserError("train_data is missing: name the file to learn from")
         self.config = config
+        self._lora = Lora(**attrs.asdict(config.lora)) if config.lora else None
         self._opened = opened
         self._tokenizer = tokenizer
         self._tokenizer_model = tokenizer_model
@@ -180,13 +181,11 @@ class Finetune:
     def _plan(self) -> TrainingPlan:
         return TrainingPlan(
             optimizer=AdamW(**attrs.asdict(self.config.optimizer)),
-            lora=self._lora(),
+            lora=self._lora,
             recompute=self.config.model.recompute,
+            flash_attention=self.config.model.flash_attention,
             seed=self.config.training.seed,
         )
-
-    def _lora(self) -> Lora | None:
-        return Lora(**attrs.asdict(self.config.lora)) if self.config.lora else None
 
     def _sinks(self, output: Path, first_step: int, stack: ExitStack) -> tuple[MetricSink, ...]:
         """Sinks that forget what an earlier process recorded from this step on."""
@@ -223,7 +222,7 @@ class Finetune:
             store=LocalCheckpointStore(),
             uri=str(output),
             files=self._files(),
-            weights_file=ADAPTER_TENSORS if config.lora else WEIGHTS_FILE,
+            weights_file=ADAPTER_TENSORS if self._lora else WEIGHTS_FILE,
             fingerprint=self._fingerprint(dtype),
         )
 
@@ -234,11 +233,11 @@ class Finetune:
     def _files(self) -> dict[str, bytes]:
         """What makes a checkpoint a model that can be loaded."""
         name, values = CONFIG_FILE, self._opened.config.to_hugging_face()
-        if lora := self._lora():
+        if self._lora:
             model = self.config.model.path
             # A bundled model is elsewhere on another machine; other paths hold from anywhere.
             base = model if model in BUNDLED else str(self._opened.path.resolve())
-            name, values = ADAPTER_CONFIG, lora.to_peft(base=base)
+            name, values = ADAPTER_CONFIG, self._lora.to_peft(base=base)
         encoded = (json.dumps(values, indent=2) + "\n").encode()
         return {name: encoded, TOKENIZER_FILE: self._tokenizer_model}
 

@@ -68,8 +68,9 @@ class ModelSettings:
         path: "tiny", a directory in Hugging Face layout, or an earlier run's directory.
         tokenizer: a tokenizer.model, where it is not the model's own.
         recompute: recompute activations in the backward pass instead of keeping them.
-        flash_attention: use Ascend's fused attention, which takes sequence lengths that are
-            a multiple of 16; a CPU has no such kernel and computes the same without it.
+        flash_attention: train with Ascend's fused attention, which takes sequence lengths
+            that are a multiple of 16. A CPU has no such kernel; generation on Ascend always
+            uses its kernels.
     """
 
     path: str = attrs.field(default="tiny", validator=text())

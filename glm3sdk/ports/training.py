@@ -57,12 +57,14 @@ class TrainingPlan:
         optimizer: AdamW's constants.
         lora: train an adapter and leave the weights; None trains every weight.
         recompute: recompute activations in the backward pass instead of keeping them.
+        flash_attention: use the device's fused attention, where it has one.
         seed: of the adapter's first values.
     """
 
     optimizer: AdamW = AdamW()
     lora: Lora | None = None
     recompute: bool = False
+    flash_attention: bool = True
     seed: int = 0
 
 

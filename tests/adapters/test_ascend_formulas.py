@@ -83,8 +83,8 @@ def _logits(runtime: MindSporeRuntime) -> np.ndarray:
     return np.concatenate(logits)
 
 
-def _steps(runtime: MindSporeRuntime) -> list[StepMetrics]:
-    session = runtime.start_training(plan=TrainingPlan())
+def _steps(runtime: MindSporeRuntime, *, flash_attention: bool = True) -> list[StepMetrics]:
+    session = runtime.start_training(plan=TrainingPlan(flash_attention=flash_attention))
     ids = np.random.default_rng(0).integers(3, 60, (2, 8), dtype=np.int32)
     labels = np.concatenate([ids[:, 1:], np.full((2, 1), -100, np.int32)], axis=1)
     metrics = [session.train_step([TokenBatch(ids, labels)], learning_rate=1e-2) for _ in range(3)]
@@ -128,6 +128,18 @@ def test_training_with_bfloat16_attention_stays_near_float32(
         assert step.loss == pytest.approx(plain.loss, rel=5e-3)
         assert step.grad_norm == pytest.approx(plain.grad_norm, rel=2e-2)
     assert steps[-1].loss < steps[0].loss
+
+
+def test_float16_training_without_flash_attention_stays_near_float32(
+    load: Load, formulas: pytest.MonkeyPatch
+) -> None:
+    steps = _steps(load(ASCEND_KERNELS_ON_CPU, "float16"), flash_attention=False)
+    expected = _steps(load(CPU, "float32"))
+    # float16 keeps 11 bits (2^-11 = 0.0005), in every product of the forward and backward pass.
+    for step, plain in zip(steps, expected, strict=True):
+        assert step.loss == pytest.approx(plain.loss, rel=2e-3)
+        assert step.grad_norm == pytest.approx(plain.grad_norm, rel=1e-2)
+    assert steps[0].loss != expected[0].loss, "this did not compute in half precision"
 
 
 def test_steps_too_small_for_float16_add_up_in_the_float32_masters(

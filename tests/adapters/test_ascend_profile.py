@@ -140,6 +140,7 @@ PLANS = {
     "full": TrainingPlan(),
     "recompute": TrainingPlan(recompute=True),
     "lora": TrainingPlan(lora=Lora(rank=2, targets=LINEAR_LAYERS)),
+    "explicit": TrainingPlan(flash_attention=False),
 }
 
 
@@ -268,6 +269,20 @@ def test_recomputed_layers_run_their_kernels_again_before_the_same_gradients(
     assert graph.counts["MatMul"] == plain.counts["MatMul"] + 4 * LAYERS
 
 
+@pytest.mark.parametrize("dtype", HALF)
+def test_without_flash_attention_the_scores_are_explicit_and_softmax_is_float32(
+    training: ExportTraining, dtype: str
+) -> None:
+    graph = training("mindspore-ascend", dtype, "explicit")["gradient"]
+    expected = BLOCK | gradients_of(BLOCK)
+    assert {name: graph.counts[name] for name in expected} == expected
+    assert "FlashAttentionScore" not in graph.counts
+    scores = [o for o in graph.every("Softmax") if o.output.dims[-1] == TRAINED_LENGTH]
+    assert [operator.output.dtype for operator in scores] == ["FLOAT"] * LAYERS
+    products = list(graph.every("BatchMatMul"))
+    assert {operator.output.dtype for operator in products} == {HALF[dtype]}
+
+
 def test_an_adapters_graph_holds_the_gradients_of_the_kernels_and_of_no_weight(
     training: ExportTraining,
 ) -> None:
@@ -317,7 +332,7 @@ def test_compressed_mask_is_causal_and_set_where_it_discards() -> None:
     from glm3sdk.adapters.mindspore.model.attention import training_attention
 
     core = EXECUTOR.run(
-        lambda: training_attention(CONFIG, ASCEND, dtype=ms.float32, seq_length=TRAINED_LENGTH)
+        lambda: training_attention(CONFIG, fused=True, dtype=ms.float32, seq_length=TRAINED_LENGTH)
     )
     row, column = np.indices((2048, 2048))
     np.testing.assert_array_equal(core.mask.asnumpy(), column > row)

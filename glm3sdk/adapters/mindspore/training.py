@@ -133,7 +133,7 @@ class TrainingGraphs:
         self, config: Glm3Config, profile: DeviceProfile, cells: Glm3Cells, *, plan: TrainingPlan
     ) -> None:
         self._config = config
-        self._profile = profile
+        self._fused_attention = profile.fused_attention and plan.flash_attention
         self._adapter = Adapter(plan.lora, config, seed=plan.seed) if plan.lora else None
         if self._adapter:
             self._training = self._adapter.cells(config, profile, cells, dropout=True)
@@ -199,7 +199,12 @@ class TrainingGraphs:
         key = (seq_length, training)
         if key not in self._losses:
             cells = self._training if training else self._evaluation
-            loss = CausalLoss(self._config, self._profile, cells, seq_length=seq_length)
+            loss = CausalLoss(
+                self._config,
+                cells,
+                fused_attention=self._fused_attention,
+                seq_length=seq_length,
+            )
             if training and self._recompute:
                 loss.recompute_layers()
             self._losses[key] = loss

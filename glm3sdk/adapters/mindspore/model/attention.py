@@ -138,9 +138,10 @@ class FusedPrefillAttention(_Core):
 class ExplicitTrainingAttention(_Core):
     """Causal attention of whole sequences."""
 
-    def __init__(self, config: Glm3Config, *, seq_length: int) -> None:
+    def __init__(self, config: Glm3Config, *, dtype: Any, seq_length: int) -> None:
         super().__init__(config)
         self.seq_length = seq_length
+        self.half = dtype in HALF
         future = np.triu(np.ones((seq_length, seq_length), np.float32), 1)
         self.mask = Tensor(future * MASKED)
 
@@ -153,6 +154,8 @@ class ExplicitTrainingAttention(_Core):
         # In two axes: on CPU, the sum in softmax's gradient costs five times as much in four.
         scores = self.softmax(scores.reshape((-1, length)))
         scores = scores.reshape((batch, self.groups, -1, length))
+        if self.half:  # the float32 mask made them float32, in which softmax belongs
+            scores = self.cast(scores, value.dtype)
         return self.batch_matmul(scores, value).reshape((batch, self.heads, length, self.channels))
 
 
@@ -195,13 +198,11 @@ def prefill_attention(config: Glm3Config, profile: DeviceProfile, *, dtype: Any)
     return ExplicitPrefillAttention(config)
 
 
-def training_attention(
-    config: Glm3Config, profile: DeviceProfile, *, dtype: Any, seq_length: int
-) -> nn.Cell:
+def training_attention(config: Glm3Config, *, fused: bool, dtype: Any, seq_length: int) -> nn.Cell:
     """The core of the loss of sequences of `seq_length` tokens."""
-    if profile.fused_attention:
+    if fused:
         return FusedTrainingAttention(config, dtype=dtype)
-    return ExplicitTrainingAttention(config, seq_length=seq_length)
+    return ExplicitTrainingAttention(config, dtype=dtype, seq_length=seq_length)
 
 
 def _flash_attention(heads: int, scale: float, *, sparse_mode: int) -> Any:

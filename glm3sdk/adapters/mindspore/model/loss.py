@@ -8,7 +8,6 @@ from mindspore import Tensor, nn, ops
 from glm3sdk.adapters.mindspore.model.attention import training_attention
 from glm3sdk.adapters.mindspore.model.rope import rope_tables
 from glm3sdk.adapters.mindspore.model.transformer import Glm3Cells
-from glm3sdk.adapters.mindspore.profiles import DeviceProfile
 from glm3sdk.domain.labels import IGNORED_LABEL
 from glm3sdk.domain.model import Glm3Config
 
@@ -56,7 +55,7 @@ class CausalLoss(nn.Cell):
     """
 
     def __init__(
-        self, config: Glm3Config, profile: DeviceProfile, cells: Glm3Cells, *, seq_length: int
+        self, config: Glm3Config, cells: Glm3Cells, *, fused_attention: bool, seq_length: int
     ) -> None:
         super().__init__(auto_prefix=False)
         self.model = cells
@@ -70,7 +69,9 @@ class CausalLoss(nn.Cell):
         cos, sin = rope_tables(config, seq_length)
         self.cos = Tensor(cos[None, :, None]).astype(dtype)
         self.sin = Tensor(sin[None, :, None]).astype(dtype)
-        self.attention = training_attention(config, profile, dtype=dtype, seq_length=seq_length)
+        self.attention = training_attention(
+            config, fused=fused_attention, dtype=dtype, seq_length=seq_length
+        )
         self.transpose = ops.Transpose()
         self.cross_entropy = CrossEntropy()
 
