@@ -40,6 +40,7 @@ ASSETS = HERE.parents[1] / "glm3sdk" / "assets" / "tiny"
 CONFIG = Glm3Config.preset("tiny")
 BUCKETS = (64, 128, 192, 256, 384, 640)
 SPECIAL_TOKENS = 9
+VARIED_SHARE = 0.8
 _BORDER = "\x01"
 
 log = logging.getLogger("tiny")
@@ -100,15 +101,23 @@ def _with_word_borders(line: str, segment: WordSegmenter) -> str:
 
 
 def epochs(
-    dialogues: list[tuple[Message, ...]], tokenizer: Tokenizer, *, batch_tokens: int
+    dialogues: list[tuple[Message, ...]], tokenizer: Tokenizer, *, batch_tokens: int, steps: int
 ) -> Iterator[TokenBatch]:
-    """Batches without end. The variations differ in every epoch: they cannot be memorised."""
+    """Batches without end. The variations differ in every epoch: they cannot be memorised.
+
+    The last steps see the written dialogues alone, which the model is to give back.
+    """
     written = [encode_conversation(dialogue, tokenizer) for dialogue in dialogues]
+    given = 0
     for epoch in itertools.count():
-        varied = [encode_conversation(each, tokenizer) for each in variations(seed=epoch)]
-        yield from bucketed_epoch(
-            [*written, *varied], buckets=BUCKETS, batch_tokens=batch_tokens, seed=epoch
-        )
+        examples = list(written)
+        if given < VARIED_SHARE * steps:
+            examples += [encode_conversation(each, tokenizer) for each in variations(seed=epoch)]
+        for batch in bucketed_epoch(
+            examples, buckets=BUCKETS, batch_tokens=batch_tokens, seed=epoch
+        ):
+            yield batch
+            given += 1
 
 
 def initial_weights(*, seed: int) -> dict[str, HostArray]:
@@ -206,8 +215,9 @@ def main() -> None:
         directory = Path(name)
         tokenizer = train_tokenizer([*dialogues, *variations(seed=0)], directory)
         log.info("%d dialogues, vocabulary %d", len(dialogues), tokenizer.vocab_size)
-        batches = epochs(dialogues, tokenizer, batch_tokens=arguments.batch_tokens)
-        weights = train(directory, batches, steps=arguments.steps)
+        steps = arguments.steps
+        batches = epochs(dialogues, tokenizer, batch_tokens=arguments.batch_tokens, steps=steps)
+        weights = train(directory, batches, steps=steps)
         publish(directory, weights, "float16")
         share = check(directory, tokenizer, dialogues)
         log.info("%.1f%% of the trained turns come back to the character", 100 * share)
