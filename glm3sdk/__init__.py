@@ -16,17 +16,22 @@ from glm3sdk._version import __version__
 if TYPE_CHECKING:
     from glm3sdk.bootstrap import (
         Finetune,
+        PulledModel,
         load_finetune,
         load_runtime,
         load_service,
         load_tokenizer,
+        pull,
     )
+    from glm3sdk.bootstrap.conversion import convert
+    from glm3sdk.bootstrap.resharding import merge_checkpoint, split_checkpoint
     from glm3sdk.domain.chat import (
         CodeCell,
         Completion,
         CompletionEnd,
         Delta,
         FinishReason,
+        IncompleteStructure,
         MalformedToolCall,
         Message,
         Reply,
@@ -41,11 +46,13 @@ if TYPE_CHECKING:
         ToolSpec,
         Usage,
     )
+    from glm3sdk.domain.constraints import Choice, Grammar, JsonSchema, Regex, response_format
     from glm3sdk.domain.generation import GenerationConfig
     from glm3sdk.domain.model import Glm3Config
     from glm3sdk.domain.replies import parse_reply
     from glm3sdk.domain.tool_functions import Tool, tool
     from glm3sdk.services.chat import Glm3Service
+    from glm3sdk.services.conversion import ConversionReport
     from glm3sdk.services.encoding import encode_chat
     from glm3sdk.services.finetune import (
         CheckpointSaved,
@@ -60,17 +67,22 @@ if TYPE_CHECKING:
 _HOMES = {
     "glm3sdk.bootstrap": (
         "Finetune",
+        "PulledModel",
         "load_finetune",
         "load_runtime",
         "load_service",
         "load_tokenizer",
+        "pull",
     ),
+    "glm3sdk.bootstrap.conversion": ("convert",),
+    "glm3sdk.bootstrap.resharding": ("merge_checkpoint", "split_checkpoint"),
     "glm3sdk.domain.chat": (
         "CodeCell",
         "Completion",
         "CompletionEnd",
         "Delta",
         "FinishReason",
+        "IncompleteStructure",
         "MalformedToolCall",
         "Message",
         "Reply",
@@ -85,11 +97,19 @@ _HOMES = {
         "ToolSpec",
         "Usage",
     ),
+    "glm3sdk.domain.constraints": (
+        "Choice",
+        "Grammar",
+        "JsonSchema",
+        "Regex",
+        "response_format",
+    ),
     "glm3sdk.domain.generation": ("GenerationConfig",),
     "glm3sdk.domain.model": ("Glm3Config",),
     "glm3sdk.domain.replies": ("parse_reply",),
     "glm3sdk.domain.tool_functions": ("Tool", "tool"),
     "glm3sdk.services.chat": ("Glm3Service",),
+    "glm3sdk.services.conversion": ("ConversionReport",),
     "glm3sdk.services.encoding": ("encode_chat",),
     "glm3sdk.services.finetune": (
         "CheckpointSaved",
@@ -103,9 +123,11 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CheckpointSaved",
+    "Choice",
     "CodeCell",
     "Completion",
     "CompletionEnd",
+    "ConversionReport",
     "Delta",
     "Evaluated",
     "Finetune",
@@ -115,8 +137,13 @@ __all__ = [
     "GenerationConfig",
     "Glm3Config",
     "Glm3Service",
+    "Grammar",
+    "IncompleteStructure",
+    "JsonSchema",
     "MalformedToolCall",
     "Message",
+    "PulledModel",
+    "Regex",
     "Reply",
     "ReplyEnd",
     "Role",
@@ -131,12 +158,17 @@ __all__ = [
     "ToolSpec",
     "Usage",
     "__version__",
+    "convert",
     "encode_chat",
     "load_finetune",
     "load_runtime",
     "load_service",
     "load_tokenizer",
+    "merge_checkpoint",
     "parse_reply",
+    "pull",
+    "response_format",
+    "split_checkpoint",
     "tool",
 ]
 

@@ -31,6 +31,14 @@ class InvalidGenerationConfigError(UserError):
     """A generation parameter is out of its range, or two of them contradict."""
 
 
+class InvalidConstraintError(UserError):
+    """A schema, pattern, grammar or choice cannot be written to; the message quotes the place."""
+
+
+class UnsupportedSchemaError(InvalidConstraintError):
+    """A JSON Schema uses a keyword that cannot be enforced while a reply is written."""
+
+
 class InvalidConfigError(UserError):
     """A model's config.json is missing, unreadable or of another architecture."""
 
@@ -78,12 +86,32 @@ class InvalidCheckpointError(UserError):
     """A checkpoint is missing, truncated, or its tensors do not fit the model."""
 
 
+class UnsafeCheckpointError(InvalidCheckpointError):
+    """A checkpoint asks for code to be run, or for a file outside its place; neither happened."""
+
+
 class InvalidTokenizerError(UserError):
     """A tokenizer file is missing, unreadable, or does not fit the model."""
 
 
 class InvalidDatasetError(UserError):
     """A training record cannot be used; the message names the file and the line."""
+
+
+class InvalidRankTableError(UserError):
+    """A rank table cannot be used; the message names the file and the field."""
+
+
+class InvalidPlacementError(UserError):
+    """The environment does not say which rank this process is, or says two things."""
+
+
+class LaunchError(UserError):
+    """A job of several processes cannot be started as asked; the message says what to pass."""
+
+
+class InvalidParallelPlanError(UserError):
+    """A model or the devices cannot be shared out as a plan says; the message names the sizes."""
 
 
 class PromptTooLongError(UserError):
@@ -106,6 +134,10 @@ class BackendUnavailableError(UserError):
     """A framework or a device is not installed here; the message says what to install."""
 
 
+class AddressUnavailableError(UserError):
+    """The server cannot listen at an address; the message names it."""
+
+
 class UnsupportedOptionError(UserError):
     """A known option that this version or this runtime does not implement."""
 
@@ -124,6 +156,38 @@ class RuntimeFailureError(Glm3Error):
 
 class CheckpointWriteError(Glm3Error):
     """A checkpoint could not be written (no room, no permission); nothing was published."""
+
+
+class BlobAccessError(UserError):
+    """A blob store refuses: no credentials, no permission, no such bucket, a wrong clock."""
+
+
+class OfflineError(UserError):
+    """Something has to be fetched, and the offline switch forbids it."""
+
+
+class BlobUnavailableError(Glm3Error):
+    """A blob store did not answer, or not to the end; another try may succeed."""
+
+
+class BlobChangedError(Glm3Error):
+    """A blob was replaced or removed while it was read."""
+
+
+class TransferError(Glm3Error):
+    """Bytes could not be brought over, or did not arrive as they were sent."""
+
+
+class JobFailedError(Glm3Error):
+    """A launched job ended before its work was done; the message names the rank or the node.
+
+    Attributes:
+        exit_code: the failed worker's, 128 and the signal's number for one that was killed.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        self.exit_code = exit_code
+        super().__init__(message)
 
 
 class ServiceClosedError(Glm3Error):

@@ -9,12 +9,14 @@ def glm3_register_runtimes(register):
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import pluggy
 
 from glm3sdk.domain.model import Glm3Config
-from glm3sdk.ports.checkpoint_store import CheckpointReader
+from glm3sdk.ports.blob_store import BlobStore
+from glm3sdk.ports.checkpoint_store import CheckpointReader, CheckpointStore
 from glm3sdk.ports.model_runtime import ModelRuntime
 
 PROJECT = "glm3sdk"
@@ -53,9 +55,38 @@ class RegisterRuntime(Protocol):
         """Register `factory` as `name`; a name that is taken is an error."""
 
 
+class RegisterBlobStore(Protocol):
+    """Adds a blob store under the scheme of its URIs."""
+
+    def __call__(self, scheme: str, factory: Callable[[], BlobStore]) -> None:
+        """Register `factory` for "SCHEME://..."; a scheme that is taken is an error."""
+
+
+class RegisterCheckpointStore(Protocol):
+    """Adds a checkpoint store under the scheme of its URIs."""
+
+    def __call__(self, scheme: str, factory: Callable[[], CheckpointStore]) -> None:
+        """Register `factory` for "SCHEME://..."; a scheme that is taken is an error."""
+
+
 class Hooks:
     """Every hook; a plugin implements the ones it needs, as functions without self."""
 
     @hookspec
     def glm3_register_runtimes(self, register: RegisterRuntime) -> None:
         """Call `register(name, factory)` for each runtime that the plugin brings."""
+
+    @hookspec
+    def glm3_register_blob_stores(self, register: RegisterBlobStore) -> None:
+        """Call `register(scheme, factory)` for each kind of storage that the plugin brings.
+
+        Models, checkpoints and finetune runs under "SCHEME://..." then work like those under
+        "obs://...". `factory()` is called for each use; it opens no connection.
+        """
+
+    @hookspec
+    def glm3_register_checkpoint_stores(self, register: RegisterCheckpointStore) -> None:
+        """Call `register(scheme, factory)` for checkpoints that are not files on a blob store.
+
+        It goes before the blob store of the same scheme, for checkpoints alone.
+        """

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pluggy
 
 from glm3sdk.errors import PluginError
-from glm3sdk.hookspecs import PROJECT, Hooks, RuntimeFactory
+from glm3sdk.hookspecs import PROJECT, Hooks
 
 
 def plugin_manager(builtins: Iterable[object], *, discover: bool = True) -> pluggy.PluginManager:
@@ -34,29 +35,36 @@ def plugin_manager(builtins: Iterable[object], *, discover: bool = True) -> plug
     return manager
 
 
-def registered_runtimes(manager: pluggy.PluginManager) -> dict[str, RuntimeFactory]:
-    """Every runtime by its name.
+def registered(manager: pluggy.PluginManager, hook: str, kind: str) -> dict[str, Any]:
+    """What plugins register through a hook that takes `register(name, factory)`.
+
+    Args:
+        manager: the plugins.
+        hook: its name, such as "glm3_register_runtimes".
+        kind: what a name stands for, such as "runtime".
+
+    Returns:
+        Every factory by its name.
 
     Raises:
         PluginError: two plugins register the same name.
     """
-    factories: dict[str, RuntimeFactory] = {}
+    factories: dict[str, Any] = {}
     owners: dict[str, str] = {}
     for plugin in manager.get_plugins():
         owner = _distribution(manager, plugin)
 
-        def register(name: str, factory: RuntimeFactory, owner: str = owner) -> None:
+        def register(name: str, factory: Any, owner: str = owner) -> None:
             if name in factories:
                 raise PluginError(
-                    f"runtime {name!r} is registered twice, by {owners[name]} and by {owner}; "
+                    f"{kind} {name!r} is registered twice, by {owners[name]} and by {owner}; "
                     "uninstall one of them"
                 )
             factories[name] = factory
             owners[name] = owner
 
         others = [other for other in manager.get_plugins() if other is not plugin]
-        caller = manager.subset_hook_caller("glm3_register_runtimes", others)
-        caller(register=register)
+        manager.subset_hook_caller(hook, others)(register=register)
     return factories
 
 

@@ -6,7 +6,7 @@ import csv
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import attrs
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from table_runtime import VOCAB, TableRuntime
 
 from glm3sdk import (
     CheckpointSaved,
@@ -24,7 +25,7 @@ from glm3sdk import (
     load_tokenizer,
 )
 from glm3sdk.adapters.storage.hugging_face import HuggingFaceDirectory
-from glm3sdk.bootstrap import disk_space, finetune
+from glm3sdk.bootstrap import disk_space, finetune, run_output
 from glm3sdk.bootstrap.models import model_directory, open_model
 from glm3sdk.config.loader import load_config, parse_config
 from glm3sdk.domain.lora import ADAPTER_CONFIG, ADAPTER_TENSORS, Lora
@@ -39,46 +40,10 @@ from glm3sdk.errors import (
     UnsupportedOptionError,
     UserError,
 )
-from glm3sdk.ports.model_runtime import RuntimeCapabilities
-from glm3sdk.ports.training import StepMetrics, TokenBatch, TrainingPlan
-from glm3sdk.testing import ScriptedTraining, write_random_checkpoint
+from glm3sdk.testing import write_random_checkpoint
 
 TINY = model_directory("tiny")
 STEPS = 6
-
-
-VOCAB = 64
-
-
-def folded(batch: TokenBatch) -> TokenBatch:
-    labels = np.where(batch.labels < 0, batch.labels, batch.labels % VOCAB)
-    return TokenBatch(batch.input_ids % VOCAB, labels)
-
-
-class SmallTable(ScriptedTraining):
-    """Takes the ids of any model, modulo 64: small checkpoints are quick to write."""
-
-    def train_step(self, micro_batches: Sequence[TokenBatch], **settings: Any) -> StepMetrics:
-        return super().train_step([folded(batch) for batch in micro_batches], **settings)
-
-    def eval_loss(self, batch: TokenBatch) -> StepMetrics:
-        return super().eval_loss(folded(batch))
-
-
-class TableRuntime:
-    """Trains a table, whatever the model."""
-
-    capabilities = RuntimeCapabilities(name="table", dtype="float32", training=True)
-
-    def __init__(self) -> None:
-        self.plans: list[TrainingPlan] = []
-
-    def start_training(self, *, plan: TrainingPlan) -> ScriptedTraining:
-        self.plans.append(plan)
-        return SmallTable(VOCAB, optimizer=plan.optimizer, dropout=0.1)
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture
@@ -458,7 +423,7 @@ def test_a_run_does_not_fail_for_want_of_a_picture(
     def without(*_: object) -> None:
         raise BackendUnavailableError("a plot needs matplotlib")
 
-    monkeypatch.setattr(finetune, "plot_metrics", without)
+    monkeypatch.setattr(run_output, "plot_metrics", without)
     with caplog.at_level(logging.WARNING):
         assert load_finetune(settings).run().finished
     assert "no loss.png was drawn: a plot needs matplotlib" in caplog.text

@@ -9,17 +9,16 @@ from pathlib import Path
 import ml_dtypes  # noqa: F401  # gives numpy the dtype name "bfloat16"
 import numpy as np
 
-from glm3sdk.adapters.storage.local import LocalCheckpointStore
+from glm3sdk.bootstrap.run_output import RunOutput
 from glm3sdk.config.schema import CheckpointSettings
 from glm3sdk.errors import CheckpointWriteError
 from glm3sdk.ports.training import StatePart, TrainingSession
-from glm3sdk.services.run_checkpoints import CHECKPOINTS
 
 _GB = 10**9
 
 
 def require_space(
-    output: Path,
+    output: RunOutput,
     session: TrainingSession,
     settings: CheckpointSettings,
     total_steps: int,
@@ -27,8 +26,10 @@ def require_space(
 ) -> None:
     """Check that the disk holds all that a run keeps at once.
 
+    What goes to a blob store lies here one checkpoint at a time, until it is sent.
+
     Args:
-        output: the run's directory, which is there.
+        output: where the run's checkpoints go; a directory is there.
         session: tells how large its state is.
         settings: how many checkpoints are written and kept.
         total_steps: of the run.
@@ -37,19 +38,28 @@ def require_space(
     Raises:
         CheckpointWriteError: there is too little room; the message has the figures.
     """
+    folder = output.staging()
+    if folder is None:
+        return
     weights, optimizer = (_size(session, part) for part in StatePart)
-    present = len(LocalCheckpointStore().list(str(output / CHECKPOINTS)))
     # The last step publishes the result in the place of a checkpoint.
     coming = (total_steps - 1) // settings.every - step // settings.every
-    needed = new_checkpoints(present, coming, settings.keep) * (weights + optimizer)
-    staying = max(min(present + coming, settings.keep) - present, 0) * (weights + optimizer)
-    needed = max(needed, staying + weights)
-    free = shutil.disk_usage(output).free
+    if output.is_local:
+        present = len(output.checkpoints())
+        needed = new_checkpoints(present, coming, settings.keep) * (weights + optimizer)
+        staying = max(min(present + coming, settings.keep) - present, 0) * (weights + optimizer)
+        needed = max(needed, staying + weights)
+        kept = "this run's checkpoints and result take"
+        remedy = f"keep fewer (checkpoints.keep={settings.keep}), or choose another output"
+    else:
+        needed = weights + optimizer if coming > 0 else weights
+        kept = f"a checkpoint of this run, which is put together there for {output.uri}, takes"
+        remedy = "or choose another disk (environment variable GLM3SDK_CACHE_DIR)"
+    free = shutil.disk_usage(_nearest(folder)).free
     if free < needed:
         raise CheckpointWriteError(
-            f"{output} has {free / _GB:.2f} GB free and this run's checkpoints and result take "
-            f"{needed / _GB:.2f} GB ({(weights + optimizer) / _GB:.2f} GB a checkpoint): free "
-            f"some space, keep fewer (checkpoints.keep={settings.keep}), or choose another output"
+            f"{folder} has {free / _GB:.2f} GB free and {kept} {needed / _GB:.2f} GB "
+            f"({(weights + optimizer) / _GB:.2f} GB a checkpoint): free some space, {remedy}"
         )
 
 
@@ -68,3 +78,8 @@ def _size(session: TrainingSession, part: StatePart) -> int:
         math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
         for spec in session.specs(part).values()
     )
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the first one above it that is there."""
+    return next(each for each in (folder, *folder.absolute().parents) if each.exists())

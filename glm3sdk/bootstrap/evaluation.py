@@ -16,7 +16,11 @@ from glm3sdk.adapters.word_segmentation import jieba_words
 from glm3sdk.bootstrap.prediction import ConfiguredModel, configured_model, read_config
 from glm3sdk.config.contradictions import FLASH_ATTENTION_MULTIPLE
 from glm3sdk.config.schema import RunConfig
+from glm3sdk.domain.constraints import CallRule
 from glm3sdk.domain.dataset import Dropped
+from glm3sdk.domain.generation import GenerationConfig
+from glm3sdk.domain.prompt import offered_tools
+from glm3sdk.domain.replies import INTERPRETER
 from glm3sdk.errors import (
     InvalidDatasetError,
     InvalidMessageError,
@@ -112,7 +116,7 @@ class Evaluation:
             for prediction in predict(
                 service,
                 self._records(),
-                config=self._model.generation,
+                config=self._config_for,
                 batch_size=self._model.batch_size,
                 progress=lambda done: progress(EvaluationProgress(Stage.PREDICT, done, self.turns)),
             ):
@@ -191,10 +195,22 @@ class Evaluation:
 
     def _fits(self, record: Record) -> bool:
         try:
-            self._model.check(record[0])
+            self._model.check(record[0], self._config_for(record))
         except PromptTooLongError:
             return False
         return True
+
+    def _config_for(self, record: Record) -> GenerationConfig:
+        """The parameters of a reply: a call is required only where the data has one."""
+        config, (prompt, expected) = self._model.generation, record
+        if config.tool_choice is None or isinstance(prompt, str) or isinstance(expected, str):
+            return config
+        if config.tool_choice == CallRule.NEVER:
+            return config
+        if not offered_tools(prompt):
+            return attrs.evolve(config, tool_choice=None)
+        called = expected.metadata and expected.metadata != INTERPRETER
+        return config if called else attrs.evolve(config, tool_choice=CallRule.MAY.value)
 
 
 def load_evaluation(

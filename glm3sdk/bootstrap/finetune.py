@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from glm3sdk.adapters.metrics.csv import CsvMetricSink
-from glm3sdk.adapters.metrics.plot import plot_metrics
-from glm3sdk.adapters.metrics.tensorboard import TensorBoardMetricSink
 from glm3sdk.adapters.storage.hugging_face import CONFIG_FILE, TOKENIZER_FILE
 from glm3sdk.adapters.storage.jsonl import JsonLinesFile
-from glm3sdk.adapters.storage.local import LocalCheckpointStore
-from glm3sdk.adapters.storage.whole_file import whole_file
-from glm3sdk.adapters.storage.write_failure import writing
 from glm3sdk.bootstrap.disk_space import require_space
-from glm3sdk.bootstrap.models import BUNDLED, OpenedModel, model_directory, open_model
+from glm3sdk.bootstrap.models import (
+    BUNDLED,
+    OpenedModel,
+    is_fetched,
+    model_directory,
+    open_model,
+)
 from glm3sdk.bootstrap.prediction import read_config
+from glm3sdk.bootstrap.pulling import pull_tokenizer
+from glm3sdk.bootstrap.run_fingerprint import fingerprint
+from glm3sdk.bootstrap.run_output import RunOutput, run_output
 from glm3sdk.bootstrap.runtimes import runtime_factory, start_runtime
 from glm3sdk.bootstrap.serving import load_tokenizer
 from glm3sdk.config.contradictions import FLASH_ATTENTION_MULTIPLE
@@ -31,37 +32,20 @@ from glm3sdk.config.loader import dump_config
 from glm3sdk.config.schema import DataSettings, RunConfig, RunMode
 from glm3sdk.domain.lora import ADAPTER_CONFIG, ADAPTER_TENSORS, Lora
 from glm3sdk.domain.training import LossScale, Schedule
-from glm3sdk.errors import Glm3Error, InvalidDatasetError, UnsupportedOptionError, UserError
-from glm3sdk.ports.metric_sink import MetricSink
+from glm3sdk.errors import (
+    CheckpointWriteError,
+    InvalidDatasetError,
+    UnsupportedOptionError,
+    UserError,
+)
 from glm3sdk.ports.model_runtime import ModelRuntime
 from glm3sdk.ports.tokenizer import Tokenizer
 from glm3sdk.ports.training import AdamW, TokenBatch, TrainingPlan, TrainingSession
 from glm3sdk.services.data_order import DataOrder
 from glm3sdk.services.datasets import Dataset, open_dataset
 from glm3sdk.services.finetune import FinetuneEvent, FinetuneResult, FinetuneRun, RunLimits
-from glm3sdk.services.run_checkpoints import CHECKPOINTS, RESULT, WEIGHTS_FILE
+from glm3sdk.services.run_checkpoints import WEIGHTS_FILE
 from glm3sdk.services.training_data import OrderedBatches
-
-CONFIG_COPY = "config.yaml"
-METRICS_FILE = "metrics.csv"
-PLOT_FILE = "loss.png"
-TENSORBOARD_DIRECTORY = "tensorboard"
-
-_log = logging.getLogger(__name__)
-
-# What a resumed run must have in common with the one before: all that decides its losses.
-_DECIDING = ("model", "lora", "train_data", "training", "optimizer", "schedule", "loss_scale")
-# Of those sections: what decides none, or is compared by what comes of it (the steps, the
-# sequence length, the contents of data and tokenizer).
-_FREE = (
-    "model.recompute",
-    "model.tokenizer",
-    "train_data.path",
-    "training.epochs",
-    "training.log_every",
-    "training.max_steps",
-    "training.seq_length",
-)
 
 
 class Finetune:
@@ -72,14 +56,20 @@ class Finetune:
         train: the training data, with what preflight found in `report`.
         evaluation: the evaluation data, or None.
         total_steps: optimizer steps of the whole run.
+        output: where its checkpoints and figures go.
     """
 
     def __init__(
-        self, config: RunConfig, opened: OpenedModel, tokenizer: Tokenizer, tokenizer_model: bytes
+        self,
+        config: RunConfig,
+        output: RunOutput,
+        opened: OpenedModel,
+        tokenizer: Tokenizer,
+        tokenizer_model: bytes,
     ) -> None:
         if config.train_data is None:
             raise UserError("train_data is missing: name the file to learn from")
-        self.config = config
+        self.config, self.output = config, output
         self._lora = Lora(**attrs.asdict(config.lora)) if config.lora else None
         self._opened = opened
         self._tokenizer = tokenizer
@@ -110,41 +100,38 @@ class Finetune:
         on_event: Callable[[FinetuneEvent], None] = lambda _: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> FinetuneResult:
-        """Train, evaluate, keep checkpoints, and publish the result into the output directory.
+        """Train, evaluate, keep checkpoints, and publish the result into the output.
 
         Args:
-            resume: go on from the newest checkpoint of the output directory, if there is one.
+            resume: go on from the newest checkpoint of the output, if there is one.
             on_event: is told of every step, evaluation and checkpoint.
             should_stop: asked between steps; True saves a checkpoint and ends the run.
 
         Raises:
-            UserError: the output directory holds another run.
+            UserError: the output holds another run, or another process is at it.
             InvalidCheckpointError: the checkpoint to resume from is damaged or of another
                 configuration.
             NonFiniteLossError: the loss or gradient of a step is not finite.
-            CheckpointWriteError: the disk is full or the directory not writable.
+            CheckpointWriteError: the disk is full, the directory not writable, or the store
+                takes nothing.
+            BlobAccessError, BlobUnavailableError: the store does not let it be known what is there.
         """
-        output = Path(self.config.output)
-        with writing(output):
-            output.mkdir(parents=True, exist_ok=True)
-        self._require_free_output(output, resume=resume)
-        with ExitStack() as stack:
-            runtime = self._start_runtime()
-            stack.callback(runtime.close)
-            session = runtime.start_training(plan=self._plan())
-            stack.callback(session.close)
-            run = self._compose(session, output, dtype=runtime.capabilities.dtype)
-            step = run.resume() if resume else 0
-            require_space(output, session, self.config.checkpoints, self.total_steps, step)
-            if not step:
-                with whole_file(output / CONFIG_COPY) as file:
-                    file.write(dump_config(self.config).encode())
-            result = run.run(
-                sinks=self._sinks(output, step + 1, stack),
-                on_event=on_event,
-                should_stop=should_stop,
-            )
-        _plot(output)
+        output = self.output
+        with output.working(resume=resume):
+            with ExitStack() as stack:
+                runtime = self._start_runtime()
+                stack.callback(runtime.close)
+                session = runtime.start_training(plan=self._plan())
+                stack.callback(session.close)
+                run = self._compose(session, dtype=runtime.capabilities.dtype)
+                step = run.resume() if resume else 0
+                require_space(output, session, self.config.checkpoints, self.total_steps, step)
+                if not step:
+                    output.write_config(dump_config(self.config))
+                sinks = stack.enter_context(output.sinks(step + 1))
+                with _advising(output):
+                    result = run.run(sinks=sinks, on_event=on_event, should_stop=should_stop)
+            output.end(finished=result.finished)
         return result
 
     def _open(self, settings: DataSettings, *, keep_masked: bool = False) -> Dataset:
@@ -159,14 +146,6 @@ class Finetune:
             max_records=self.config.evaluation.max_records if keep_masked else None,
             keep_masked=keep_masked,
         )
-
-    def _require_free_output(self, output: Path, *, resume: bool) -> None:
-        if (output / RESULT).exists():
-            raise UserError(f"{output} holds a finished run; choose another output, or delete it")
-        if not resume and LocalCheckpointStore().list(str(output / CHECKPOINTS)):
-            raise UserError(
-                f"{output} holds a run that did not finish; resume it, or choose another output"
-            )
 
     def _start_runtime(self) -> ModelRuntime:
         settings = self.config.runtime
@@ -187,15 +166,7 @@ class Finetune:
             seed=self.config.training.seed,
         )
 
-    def _sinks(self, output: Path, first_step: int, stack: ExitStack) -> tuple[MetricSink, ...]:
-        """Sinks that forget what an earlier process recorded from this step on."""
-        figures = CsvMetricSink(output / METRICS_FILE, first_step=first_step)
-        stack.callback(figures.close)
-        events = TensorBoardMetricSink(output / TENSORBOARD_DIRECTORY, first_step=first_step)
-        stack.callback(events.close)
-        return figures, events
-
-    def _compose(self, session: TrainingSession, output: Path, *, dtype: str) -> FinetuneRun:
+    def _compose(self, session: TrainingSession, *, dtype: str) -> FinetuneRun:
         config, scale = self.config, self.config.loss_scale
         return FinetuneRun(
             session=session,
@@ -219,11 +190,18 @@ class Finetune:
             loss_scale=LossScale(scale=scale.initial, factor=scale.factor, window=scale.window)
             if scale
             else None,
-            store=LocalCheckpointStore(),
-            uri=str(output),
+            store=self.output.store,
+            uri=self.output.uri,
             files=self._files(),
             weights_file=ADAPTER_TENSORS if self._lora else WEIGHTS_FILE,
-            fingerprint=self._fingerprint(dtype),
+            fingerprint=fingerprint(
+                config,
+                dtype=dtype,
+                train=self.train,
+                tokenizer_model=self._tokenizer_model,
+                total_steps=self.total_steps,
+            ),
+            before_publish=self.output.send,
         )
 
     def _eval_batches(self) -> Iterator[TokenBatch]:
@@ -235,31 +213,13 @@ class Finetune:
         name, values = CONFIG_FILE, self._opened.config.to_hugging_face()
         if self._lora:
             model = self.config.model.path
-            # A bundled model is elsewhere on another machine; other paths hold from anywhere.
-            base = model if model in BUNDLED else str(self._opened.path.resolve())
+            # What is bundled or fetched is elsewhere on another machine; other paths hold from
+            # anywhere.
+            named = model in BUNDLED or is_fetched(model)
+            base = model if named else str(self._opened.path.resolve())
             name, values = ADAPTER_CONFIG, self._lora.to_peft(base=base)
         encoded = (json.dumps(values, indent=2) + "\n").encode()
         return {name: encoded, TOKENIZER_FILE: self._tokenizer_model}
-
-    def _fingerprint(self, dtype: str) -> dict[str, Any]:
-        flat: dict[str, Any] = {}
-        for section in _DECIDING:
-            settings = getattr(self.config, section)
-            values = attrs.asdict(settings) if settings is not None else {"": None}
-            flat.update({f"{section}.{key}".rstrip("."): value for key, value in values.items()})
-        for key in _FREE:
-            flat.pop(key, None)
-        flat |= {
-            "dtype": dtype,
-            "records": len(self.train),
-            "seq_length": self.train.seq_length,
-            "tokenizer.sha256": hashlib.sha256(self._tokenizer_model).hexdigest(),
-            "total_steps": self.total_steps,
-            "train_data.sha256": _sha256(Path(self.train.report.name)),
-        }
-        # As a checkpoint's file will give it back: a tuple is a list there.
-        same: dict[str, Any] = json.loads(json.dumps(flat))
-        return same
 
 
 def load_finetune(
@@ -279,6 +239,7 @@ def load_finetune(
         InvalidTokenizerError: the tokenizer does not fit the model.
         InvalidCheckpointError: the model to start from cannot be opened.
         UnsupportedOptionError: the configuration asks for several cards.
+        UnknownNameError: nothing is known by the runtime's name, or for the output's scheme.
     """
     config = read_config(config, overrides)
     if config.mode is not RunMode.FINETUNE:
@@ -289,27 +250,28 @@ def load_finetune(
                 f"parallel.{name} is {cards} and a run trains on one card; set parallel.{name}=1"
             )
     runtime_factory(config.runtime.name)
+    output = run_output(config.output)
     opened = open_model(config.model.path)
     path = _tokenizer_file(config.model.tokenizer or opened.tokenizer_path or opened.path)
-    return Finetune(config, opened, load_tokenizer(path), path.read_bytes())
+    return Finetune(config, output, opened, load_tokenizer(path), path.read_bytes())
 
 
 def _tokenizer_file(path: str | Path) -> Path:
+    if is_fetched(path):
+        return pull_tokenizer(str(path))
     found = model_directory(path) if str(path) in BUNDLED else Path(path)
     return found / TOKENIZER_FILE if found.is_dir() else found
 
 
-def _sha256(path: Path) -> str:
+@contextmanager
+def _advising(output: RunOutput) -> Iterator[None]:
+    """Say after a failure to publish what is left of a run on a store."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as exc:
-        raise InvalidDatasetError(f"{path} cannot be read: {exc.strerror or exc}") from exc
-
-
-def _plot(output: Path) -> None:
-    """Draw the figures; a run that ended well does not fail for want of a picture."""
-    try:
-        plot_metrics(output / METRICS_FILE, output / PLOT_FILE)
-    except Glm3Error as exc:
-        _log.warning("no %s was drawn: %s", PLOT_FILE, exc)
+        yield
+    except CheckpointWriteError as exc:
+        if output.is_local:
+            raise
+        raise CheckpointWriteError(
+            f"{exc}. The steps since the newest published checkpoint are lost; resume the run to "
+            "go on from there"
+        ) from exc

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import attrs
 
-from glm3sdk.adapters.storage.hugging_face import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
+from glm3sdk.adapters.storage.hugging_face import CONFIG_FILE, TOKENIZER_FILE
 from glm3sdk.adapters.storage.local import LocalCheckpointStore
+from glm3sdk.adapters.storage.weight_files import WEIGHTS_FILE
 from glm3sdk.bootstrap.models import model_directory, open_model
 from glm3sdk.domain.lora import ADAPTER_CONFIG
 from glm3sdk.errors import InvalidCheckpointError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from glm3sdk.adapters.storage.hugging_face import HuggingFaceDirectory
 from glm3sdk.adapters.storage.local import LocalCheckpointStore
 from glm3sdk.adapters.storage.safetensors_file import TensorFiles, read_specs
 from glm3sdk.adapters.storage.validation import require_tensors
+from glm3sdk.bootstrap.model_uris import is_repository, is_uri
+from glm3sdk.bootstrap.pulling import MOST_ADAPTERS, PullProgress, pull
 from glm3sdk.domain.lora import ADAPTER_CONFIG, ADAPTER_TENSORS, Lora
-from glm3sdk.domain.model import PRESETS, Glm3Config
+from glm3sdk.domain.model import Glm3Config
+from glm3sdk.domain.published_models import PUBLISHED_MODELS, base_model
 from glm3sdk.errors import InvalidCheckpointError
 from glm3sdk.ports.checkpoint_store import CheckpointReader
 from glm3sdk.services.adapters import MergedCheckpoint
@@ -24,8 +28,6 @@ from glm3sdk.services.run_checkpoints import CHECKPOINTS, RESULT
 BUNDLED = ("tiny",)
 
 _TOKENIZER = "tokenizer.model"
-# An adapter on an adapter on ... in a circle must end.
-_MOST_ADAPTERS = 8
 
 
 @attrs.frozen(eq=False)
@@ -37,19 +39,36 @@ class OpenedModel:
         checkpoint: its weights, checked against the config; an adapter is merged in.
         tokenizer_path: its tokenizer.model, or None.
         path: its directory.
+        files: the files that its weights are read from, an adapter's and its base's.
     """
 
     config: Glm3Config
     checkpoint: CheckpointReader
     tokenizer_path: Path | None
     path: Path
+    files: tuple[Path, ...]
 
 
-def model_directory(model: str | os.PathLike[str]) -> Path:
-    """The directory of a bundled model, a path, or a finetune run's result.
+def is_fetched(model: str | os.PathLike[str]) -> bool:
+    """Whether a model is one to fetch: a URI or a published name, and no path that is there."""
+    name = os.fspath(model)
+    if name in BUNDLED or Path(name).exists():
+        return False
+    return name in PUBLISHED_MODELS or is_uri(name)
+
+
+def model_directory(
+    model: str | os.PathLike[str], *, progress: Callable[[PullProgress], None] | None = None
+) -> Path:
+    """The directory of a bundled model, a path, a finetune run's result, or a fetched model.
+
+    Args:
+        model: "tiny", a path, the name of a published model ("glm3-6b"), or a URI.
+        progress: is told of a fetch.
 
     Raises:
-        InvalidCheckpointError: there is no such directory.
+        InvalidCheckpointError: there is no such directory, or no model at the URI.
+        Glm3Error: what `pull` raises.
     """
     name = os.fspath(model)
     if name in BUNDLED:
@@ -57,13 +76,15 @@ def model_directory(model: str | os.PathLike[str]) -> Path:
     path = Path(name)
     if path.exists():
         return _of_run(path)
-    if name in PRESETS:
-        raise InvalidCheckpointError(
-            f"{name!r} does not ship with the SDK: download its Hugging Face repository "
-            "and pass the directory's path"
-        )
-    message = f"no model directory {name!r} (bundled: {', '.join(BUNDLED)})"
-    close = difflib.get_close_matches(name, BUNDLED, n=1)
+    if is_fetched(name):
+        return pull(name, progress=progress).path
+    message = (
+        f"no model directory {name!r} (bundled: {', '.join(BUNDLED)}; fetched by name: "
+        f"{', '.join(PUBLISHED_MODELS)}; or a URI such as obs://BUCKET/PREFIX)"
+    )
+    if is_repository(name):
+        message += f"; for the Hugging Face repository pass hf://{name}"
+    close = difflib.get_close_matches(name, (*BUNDLED, *PUBLISHED_MODELS), n=1)
     raise InvalidCheckpointError(message + (f"; did you mean {close[0]!r}?" if close else ""))
 
 
@@ -73,15 +94,18 @@ def open_model(model: str | os.PathLike[str]) -> OpenedModel:
     Raises:
         InvalidConfigError: config.json is missing or of another architecture.
         InvalidCheckpointError: no such directory, or a tensor is missing or misshapen.
+        Glm3Error: what `pull` raises, for a name or a URI.
     """
-    return _open(model_directory(model), adapters_left=_MOST_ADAPTERS)
+    return _open(model_directory(model), adapters_left=MOST_ADAPTERS)
 
 
 def _open(path: Path, *, adapters_left: int) -> OpenedModel:
     if not (path / ADAPTER_CONFIG).is_file():
         directory = HuggingFaceDirectory(path)
         require_tensors(directory, directory.config)
-        return OpenedModel(directory.config, directory, directory.tokenizer_path, path)
+        return OpenedModel(
+            directory.config, directory, directory.tokenizer_path, path, directory.files
+        )
     if not adapters_left:
         raise InvalidCheckpointError(f"{path}: too many adapters on one another")
     try:
@@ -95,7 +119,8 @@ def _open(path: Path, *, adapters_left: int) -> OpenedModel:
     merged = MergedCheckpoint(base.checkpoint, adapter, lora=lora, config=base.config)
     own_tokenizer = path / _TOKENIZER
     tokenizer_path = own_tokenizer if own_tokenizer.is_file() else base.tokenizer_path
-    return OpenedModel(base.config, merged, tokenizer_path, path)
+    files = (*base.files, path / ADAPTER_TENSORS)
+    return OpenedModel(base.config, merged, tokenizer_path, path, files)
 
 
 def _base_of(adapter: Path, name: str) -> Path:
@@ -103,7 +128,7 @@ def _base_of(adapter: Path, name: str) -> Path:
     if name not in BUNDLED and (adapter / name).is_dir():
         return _of_run(adapter / name)
     try:
-        return model_directory(name)
+        return model_directory(name if Path(name).exists() else base_model(name))
     except InvalidCheckpointError as exc:
         raise InvalidCheckpointError(
             f"{adapter / ADAPTER_CONFIG}: the base model is not here: {exc}. Write its "

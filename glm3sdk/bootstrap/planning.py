@@ -11,7 +11,8 @@ from typing import Any
 from glm3sdk.adapters.mindspore.profiles import PROFILES
 from glm3sdk.adapters.storage.hugging_face import CONFIG_FILE, TOKENIZER_FILE
 from glm3sdk.adapters.storage.jsonl import JsonLinesFile
-from glm3sdk.bootstrap.models import BUNDLED, model_directory
+from glm3sdk.bootstrap.models import BUNDLED, is_fetched, model_directory
+from glm3sdk.bootstrap.pulling import pull_without_weights
 from glm3sdk.bootstrap.runtimes import runtime_factory
 from glm3sdk.bootstrap.serving import load_tokenizer
 from glm3sdk.config.loader import check_config, load_config
@@ -89,7 +90,8 @@ def _model(name: str, *, adapters_left: int) -> tuple[Glm3Config, Path | None]:
     if name in PRESETS and name not in BUNDLED and not Path(name).exists():
         return PRESETS[name], None
     try:
-        path = model_directory(name)
+        # A plan needs no weights.
+        path = pull_without_weights(name) if is_fetched(name) else model_directory(name)
     except InvalidCheckpointError as exc:
         published = ", ".join(preset for preset in PRESETS if preset not in BUNDLED)
         raise InvalidCheckpointError(

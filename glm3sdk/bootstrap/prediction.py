@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from glm3sdk.adapters.llguidance.compiler import LlguidanceConstraints
 from glm3sdk.adapters.storage.jsonl import JsonLinesFile
 from glm3sdk.adapters.storage.whole_file import whole_file
 from glm3sdk.bootstrap.models import OpenedModel, open_model
@@ -22,11 +23,14 @@ from glm3sdk.domain.chat import Message
 from glm3sdk.domain.dataset import DropKind, Dropped
 from glm3sdk.domain.generation import GenerationConfig
 from glm3sdk.errors import (
+    InvalidConstraintError,
     InvalidDatasetError,
     InvalidMessageError,
     InvalidToolError,
     PromptTooLongError,
+    UnknownNameError,
 )
+from glm3sdk.ports.constraint import ConstraintCompiler
 from glm3sdk.ports.tokenizer import Tokenizer
 from glm3sdk.services.chat import Glm3Service
 from glm3sdk.services.continuations import PromptLine, RecordReader
@@ -36,7 +40,18 @@ from glm3sdk.services.record_layout import RecordLayout
 
 # Enough to find the mistake, and a file of nothing else fills no screen.
 _NAMED_LINES = 5
-_UNUSABLE = (InvalidDatasetError, InvalidMessageError, InvalidToolError, PromptTooLongError)
+_UNUSABLE = (
+    InvalidConstraintError,
+    InvalidDatasetError,
+    InvalidMessageError,
+    InvalidToolError,
+    PromptTooLongError,
+    UnknownNameError,
+)
+
+
+def _constraints(model: ConfiguredModel) -> ConstraintCompiler:
+    return LlguidanceConstraints(model.tokenizer)
 
 
 @attrs.frozen(eq=False)
@@ -48,12 +63,16 @@ class ConfiguredModel:
         opened: the model.
         tokenizer: its tokenizer.
         generation: the configuration's parameters of every reply.
+        constraints: prepares what `tool_choice` holds a reply to.
     """
 
     config: RunConfig
     opened: OpenedModel
     tokenizer: Tokenizer
     generation: GenerationConfig
+    constraints: ConstraintCompiler = attrs.field(
+        init=False, default=attrs.Factory(_constraints, takes_self=True)
+    )
 
     @property
     def max_seq_length(self) -> int:
@@ -66,19 +85,28 @@ class ConfiguredModel:
         """Prompts to hand over at once: several for each slot, since replies differ in length."""
         return 4 * self.config.generation.batch_size
 
-    def check(self, prompt: str | tuple[Message, ...]) -> None:
+    def check(
+        self, prompt: str | tuple[Message, ...], config: GenerationConfig | None = None
+    ) -> None:
         """Check a prompt before anything is loaded.
+
+        Args:
+            prompt: the prompt.
+            config: how it is to be answered, where not as the configuration says.
 
         Raises:
             InvalidMessageError: it cannot be read.
             InvalidToolError: a tool that it offers cannot be described.
             PromptTooLongError: it leaves no room for a reply.
+            InvalidConstraintError: `tool_choice` cannot be enforced for its tools.
+            BackendUnavailableError: `tool_choice` needs `pip install 'glm3sdk[structured]'`.
         """
-        preparation = Preparation(self.tokenizer, self.max_seq_length)
+        preparation = Preparation(self.tokenizer, self.max_seq_length, constraints=self.constraints)
+        config = config or self.generation
         if isinstance(prompt, str):
-            preparation.completion(prompt, self.generation)
+            preparation.completion(prompt, attrs.evolve(config, tool_choice=None))
         else:
-            preparation.chat(prompt, self.generation, None)
+            preparation.chat(prompt, config, None)
 
     def load(self) -> Glm3Service:
         """Load the model; closing the service closes its runtime too."""
@@ -97,6 +125,7 @@ class ConfiguredModel:
                 slots=self.config.generation.batch_size,
                 max_seq_length=self.max_seq_length,
                 owns_runtime=True,
+                constraints=self.constraints,
             )
         except BaseException:
             runtime.close()

@@ -10,7 +10,7 @@ from glm3sdk.adapters.mindspore.runtime import MindSporeRuntime
 from glm3sdk.bootstrap.models import OpenedModel
 from glm3sdk.errors import unknown_name
 from glm3sdk.hookspecs import RegisterRuntime, RuntimeFactory, hookimpl
-from glm3sdk.plugins import plugin_manager, registered_runtimes
+from glm3sdk.plugins import plugin_manager, registered
 from glm3sdk.ports.model_runtime import ModelRuntime
 
 DEFAULT_RUNTIME = "mindspore-cpu"
@@ -30,7 +30,8 @@ def runtime_factory(name: str) -> RuntimeFactory:
         UnknownNameError: no runtime goes by that name.
         PluginError: an installed plugin cannot be used.
     """
-    factories = registered_runtimes(plugin_manager([sys.modules[__name__]]))
+    manager = plugin_manager([sys.modules[__name__]])
+    factories: dict[str, RuntimeFactory] = registered(manager, "glm3_register_runtimes", "runtime")
     if name not in factories:
         raise unknown_name("runtime", name, factories)
     return factories[name]

@@ -5,14 +5,19 @@ from __future__ import annotations
 import click
 
 from glm3sdk._version import __version__
+from glm3sdk.cli.cache import cache
 from glm3sdk.cli.chat import chat
 from glm3sdk.cli.checkpoint import checkpoint
+from glm3sdk.cli.convert import convert
 from glm3sdk.cli.dataset import dataset
 from glm3sdk.cli.evaluate import evaluate
 from glm3sdk.cli.failures import ReportingGroup
 from glm3sdk.cli.finetune import finetune
 from glm3sdk.cli.generate import generate
+from glm3sdk.cli.launch import launch
 from glm3sdk.cli.plan import plan
+from glm3sdk.cli.pull import pull
+from glm3sdk.cli.rank_table import rank_table
 from glm3sdk.cli.tokenize import tokenize
 
 
@@ -22,5 +27,19 @@ def app() -> None:
     """ChatGLM3-6B: chat, raw completions, tokens and finetuning, on Ascend or a plain CPU."""
 
 
-for _command in (chat, checkpoint, dataset, evaluate, finetune, generate, plan, tokenize):
+for _command in (
+    cache,
+    chat,
+    checkpoint,
+    convert,
+    dataset,
+    evaluate,
+    finetune,
+    generate,
+    launch,
+    plan,
+    pull,
+    rank_table,
+    tokenize,
+):
     app.add_command(_command)

@@ -7,11 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from glm3sdk.cli.constraints import constraint_options, read_constraint
 from glm3sdk.cli.generation import generation_config, generation_options, usage_json
 from glm3sdk.cli.input import read_json_list, read_stdin, stdin_is_terminal
 from glm3sdk.cli.loading import Loaders, loaded_service, model_options
 from glm3sdk.cli.screen import Screen
-from glm3sdk.domain.chat import CodeCell, MalformedToolCall, Message, Reply, ToolCall, ToolSpec
+from glm3sdk.domain.chat import (
+    CodeCell,
+    FinishReason,
+    IncompleteStructure,
+    MalformedToolCall,
+    Message,
+    Reply,
+    ToolCall,
+    ToolSpec,
+)
 from glm3sdk.domain.history import read_tools
 from glm3sdk.domain.replies import INTERPRETER
 from glm3sdk.errors import InvalidMessageError, InvalidToolError
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
 @click.option("--interactive", is_flag=True, help="Go on after MSG, where there is a terminal.")
 @model_options
 @generation_options
+@constraint_options
 @click.option("--json", "as_json", is_flag=True, help="Print the reply as one JSON object.")
 @click.make_pass_decorator(Loaders, ensure=True)
 def chat(
@@ -52,7 +63,8 @@ def chat(
     converses = stdin_is_terminal() and (interactive or message is None)
     if converses and as_json:
         raise click.UsageError("--json answers once: pass MSG and leave out --interactive")
-    config = generation_config(max_seq_length=max_seq_length, **generation)
+    options = read_constraint(generation)
+    config = generation_config(max_seq_length=max_seq_length, **options)
     tools = None if tools_file is None else _read_tools(tools_file)
     history = () if system is None else (Message.system(system),)
     if message is None and not converses:
@@ -72,10 +84,12 @@ def chat(
             return
         screen = Screen()
         try:
-            screen.show_reply(service.stream_chat(asked, config, tools))
+            reply = screen.show_reply(service.stream_chat(asked, config, tools))
         except KeyboardInterrupt:
             screen.interrupted()
             raise
+        if reply.incomplete is not None:
+            click.echo(f"the reply is incomplete: {_cut_by(reply.incomplete)}", err=True)
 
 
 def _check(message: str) -> None:
@@ -118,12 +132,23 @@ def _reply_json(reply: Reply) -> dict[str, Any]:
         "finish_reason": str(reply.finish_reason),
         "usage": usage_json(reply.usage),
     }
+    if reply.incomplete is not None:
+        values["incomplete"] = {
+            "raw": reply.incomplete.raw,
+            "reason": str(reply.incomplete.reason),
+        }
     unreadable = [part for part in reply.parts if isinstance(part, MalformedToolCall)]
     if unreadable:
         values["malformed_tool_calls"] = [
             {"name": part.name, "raw": part.raw, "reason": part.reason} for part in unreadable
         ]
     return values
+
+
+def _cut_by(incomplete: IncompleteStructure) -> str:
+    if incomplete.reason is FinishReason.LENGTH:
+        return "the limit of tokens came first; raise --max-new-tokens"
+    return "a stop string came first"
 
 
 def _call_json(call: ToolCall | CodeCell) -> dict[str, Any]:

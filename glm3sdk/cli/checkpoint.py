@@ -1,4 +1,4 @@
-"""`glm3 checkpoint merge-lora`."""
+"""`glm3 checkpoint`: merge-lora here, the others where they belong."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import shlex
 import click
 
 from glm3sdk.cli.failures import ReportingGroup
+from glm3sdk.cli.inspect import inspect, verify
+from glm3sdk.cli.reshard import merge, split, transform
 
 
 @click.group(cls=ReportingGroup)
@@ -33,3 +35,7 @@ def merge_lora(adapter: str, out: str, dtype: str | None) -> None:
     model = merged(adapter, out, dtype=dtype)
     click.echo(f"wrote {model.tensors} tensors, {model.dtype}, to {model.path}")
     click.echo(f"chat with it: {shlex.join(['glm3', 'chat', '--model', out])}")
+
+
+for _command in (inspect, verify, merge, split, transform):
+    checkpoint.add_command(_command)

@@ -35,6 +35,7 @@ _KEYS = {
     "max_seq_length": "eval_data.max_seq_length",
     "max_records": "evaluation.max_records",
     "max_new_tokens": "generation.max_new_tokens",
+    "tool_choice": "generation.tool_choice",
 }
 _BATCH_SIZE = 8
 # A log gets no more of them for each thing that is counted.
@@ -106,6 +107,11 @@ def from_config(
 @click.option("--max-records", type=int, metavar="N", help="Use the first N records alone.")
 @click.option(
     "--max-new-tokens", type=int, metavar="N", help="Most tokens of a reply.  [default: 512]"
+)
+@click.option(
+    "--tool-choice",
+    metavar="CHOICE",
+    help="auto, none, required or a tool's name; a call is required where the data has one.",
 )
 @click.option(
     "--predictions",
@@ -244,7 +250,9 @@ def _show(report: EvaluationReport) -> None:
     if report.tools is not None:
         tools, turns = report.tools, report.tools.turns
         click.echo(
-            f"tool calls: {turns} expected, {tools.called} made; name exact match "
+            f"tool calls: {turns} expected, {tools.called} made"
+            f"{f', {tools.malformed} more that cannot be read' if tools.malformed else ''}; "
+            "name exact match "
             f"{tools.right_name / turns:.1%}, name and arguments {tools.right_call / turns:.1%}"
         )
     if report.loss is not None:

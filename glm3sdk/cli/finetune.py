@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
@@ -305,8 +304,8 @@ def _result_json(run: Finetune, result: FinetuneResult) -> dict[str, Any]:
         "output": output,
         "result": result.uri if result.finished else None,
         "checkpoint": None if result.finished or not result.step else result.uri,
-        "metrics": _figures(output, "metrics.csv"),
-        "plot": _figures(output, "loss.png"),
+        "metrics": run.output.figure("metrics.csv"),
+        "plot": run.output.figure("loss.png"),
     }
 
 
@@ -319,7 +318,7 @@ def _show_result(run: Finetune, result: FinetuneResult) -> None:
             losses.append(f"perplexity {perplexity:.4g}")
     click.echo(f"finished {result.step} steps: {', '.join(losses) or 'nothing to do'}")
     click.echo(f"result: {result.uri}")
-    figures = (_figures(output, "metrics.csv"), _figures(output, "loss.png"))
+    figures = (run.output.figure("metrics.csv"), run.output.figure("loss.png"))
     click.echo(f"figures: {', '.join(path for path in figures if path)}")
     click.echo(f"chat with it: {shlex.join(['glm3', 'chat', '--model', output])}")
 
@@ -330,11 +329,6 @@ def _show_stop(run: Finetune, result: FinetuneResult, again: str) -> None:
         click.echo(f"go on with: {again}", err=True)
     else:
         click.echo("stopped before the first step; nothing was saved", err=True)
-
-
-def _figures(output: str, name: str) -> str | None:
-    path = Path(output) / name
-    return str(path) if path.exists() else None
 
 
 def _perplexity(loss: float | None) -> float | None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 import click
 
+from glm3sdk.domain.published_models import PUBLISHED_MODELS
+
 if TYPE_CHECKING:  # they import numpy, and `glm3 --help` is to be quick
     from glm3sdk.ports.tokenizer import Tokenizer
     from glm3sdk.services.chat import Glm3Service
@@ -21,6 +23,17 @@ def _load_service(model: str, **options: Any) -> Glm3Service:
     from glm3sdk.bootstrap import load_service
 
     return load_service(model, **options)
+
+
+def _fetch(model: str) -> str:
+    """Have a model that is to be fetched in the cache, behind a bar, and give its directory."""
+    if "://" not in model and model not in PUBLISHED_MODELS:
+        return model
+    from glm3sdk.bootstrap.models import model_directory
+    from glm3sdk.cli.fetching import fetching
+
+    with fetching(model) as progress:
+        return str(model_directory(model, progress=progress))
 
 
 def _load_tokenizer(path: str) -> Tokenizer:
@@ -36,10 +49,12 @@ class Loaders:
     Attributes:
         service: takes a model and keyword arguments as `bootstrap.load_service` does.
         tokenizer: takes a path as `bootstrap.load_tokenizer` does.
+        fetch: takes a model and has it on this machine; gives what `service` is to load.
     """
 
     service: Callable[..., Glm3Service] = _load_service
     tokenizer: Callable[[str], Tokenizer] = _load_tokenizer
+    fetch: Callable[[str], str] = _fetch
 
 
 def model_options(command: _Command) -> _Command:
@@ -56,8 +71,8 @@ def model_options(command: _Command) -> _Command:
             "--model",
             default="tiny",
             show_default=True,
-            metavar="PATH",
-            help="A directory in Hugging Face layout, or the bundled model's name.",
+            metavar="MODEL",
+            help="A directory in Hugging Face layout, a name (tiny, glm3-6b), or a URI to fetch.",
         ),
     ):
         command = option(command)
@@ -71,8 +86,9 @@ def loaded_service(
     """Load a model for one conversation, and close it unless Ctrl-C ends the command."""
     options = {"runtime": runtime, "max_seq_length": max_seq_length}
     given = {name: value for name, value in options.items() if value is not None}
+    directory = loaders.fetch(model)
     with _spinner(f"loading {model} ..."):
-        service = loaders.service(model, slots=1, **given)
+        service = loaders.service(directory, slots=1, **given)
     try:
         yield service
     except KeyboardInterrupt:

@@ -228,6 +228,7 @@ class GenerationSettings:
     Attributes:
         batch_size: prompts answered together.
         max_seq_length: room of each in the kv_cache; None is what the model was built for.
+        tool_choice: "auto", "none", "required" or a tool's name.
     """
 
     max_length: int = attrs.field(default=8192, validator=integer(1))
@@ -240,6 +241,7 @@ class GenerationSettings:
     seed: int | None = attrs.field(default=None, validator=integer(0, optional=True))
     batch_size: int = attrs.field(default=8, validator=integer(1))
     max_seq_length: int | None = attrs.field(default=None, validator=integer(1, optional=True))
+    tool_choice: str | None = attrs.field(default=None, validator=text(optional=True))
 
 
 @attrs.frozen(kw_only=True)
@@ -265,7 +267,7 @@ class RunConfig:
     values that contradict each other.
 
     Attributes:
-        output: directory of the result, its metrics and its checkpoints.
+        output: directory of the result, its metrics and its checkpoints; or a URI (obs://...).
         lora: None trains every weight.
         loss_scale: None needs none (float32 and bfloat16).
     """

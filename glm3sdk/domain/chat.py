@@ -221,6 +221,19 @@ class Usage:
 
 
 @attrs.frozen
+class IncompleteStructure:
+    """What a constraint asked for is not all there.
+
+    Attributes:
+        raw: what was written of it.
+        reason: "length" where a limit came first, "stop" where a stop string did.
+    """
+
+    raw: str
+    reason: FinishReason
+
+
+@attrs.frozen
 class Reply:
     """What the model answered.
 
@@ -229,12 +242,14 @@ class Reply:
         finish_reason: "stop", "length" or "tool_calls".
         usage: token counts.
         history: the conversation so far with this reply appended.
+        incomplete: set where the reply ended before its constraint was met.
     """
 
     parts: tuple[Part, ...]
     finish_reason: FinishReason = FinishReason.STOP
     usage: Usage = Usage()
     history: tuple[Message, ...] = ()
+    incomplete: IncompleteStructure | None = None
 
     @property
     def content(self) -> str:
@@ -249,11 +264,19 @@ class Reply:
 
 @attrs.frozen
 class Completion:
-    """What the model wrote after a raw prompt."""
+    """What the model wrote after a raw prompt.
+
+    Attributes:
+        text: what follows the prompt.
+        finish_reason: "stop" or "length".
+        usage: token counts.
+        incomplete: set where the text ended before its constraint was met.
+    """
 
     text: str
     finish_reason: FinishReason
     usage: Usage
+    incomplete: IncompleteStructure | None = None
 
 
 @attrs.frozen

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from glm3sdk.domain.constraints import Choice, Constraint, Grammar, JsonSchema, Regex
 from glm3sdk.errors import InvalidGenerationConfigError, UnsupportedOptionError
 
 
@@ -64,6 +65,20 @@ def _biases(value: Mapping[int, float]) -> Mapping[int, float]:
     return dict(value)
 
 
+def _constraint(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not isinstance(value, JsonSchema | Regex | Choice | Grammar):
+        raise InvalidGenerationConfigError(
+            f"{attribute.name} must be a JsonSchema, Regex, Choice or Grammar, not {value!r:.80}"
+        )
+
+
+def _name(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not (isinstance(value, str) and value):
+        raise InvalidGenerationConfigError(
+            f"{attribute.name} must be 'auto', 'none', 'required' or a tool's name, not {value!r}"
+        )
+
+
 @attrs.frozen(kw_only=True)
 class GenerationConfig:
     """Parameters of one generation; the defaults are the official model's chat defaults.
@@ -85,6 +100,10 @@ class GenerationConfig:
             `<|observation|>`.
         bad_words: texts whose token sequence must not appear.
         logit_bias: token id to a number added to its logit.
+        tool_choice: "required" or a tool's name makes the reply one call that fits the
+            tool's schema; "auto" holds a call to it once the model opens one; "none" allows
+            no call. None, the default, constrains nothing.
+        constraint: what the whole reply may say; not together with tool_choice.
 
     Raises:
         InvalidGenerationConfigError: a value is out of range.
@@ -108,6 +127,8 @@ class GenerationConfig:
     stop_token_ids: tuple[int, ...] = attrs.field(default=(), converter=_token_ids)
     bad_words: tuple[str, ...] = attrs.field(default=(), converter=_strings)
     logit_bias: Mapping[int, float] = attrs.field(factory=dict, converter=_biases, hash=False)
+    tool_choice: str | None = attrs.field(default=None, validator=_name)
+    constraint: Constraint | None = attrs.field(default=None, validator=_constraint)
 
     def __attrs_post_init__(self) -> None:
         if self.num_beams > 1:
@@ -118,6 +139,11 @@ class GenerationConfig:
             raise InvalidGenerationConfigError(
                 f"min_new_tokens={self.min_new_tokens} is above "
                 f"max_new_tokens={self.max_new_tokens}"
+            )
+        if self.constraint is not None and self.tool_choice is not None:
+            raise InvalidGenerationConfigError(
+                f"tool_choice={self.tool_choice!r} and a constraint: a reply can be held to one "
+                "of them; leave the other out"
             )
 
     @property

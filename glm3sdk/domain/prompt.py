@@ -16,6 +16,7 @@ import attrs
 from glm3sdk.domain.chat import Message, Role, ToolSpec
 from glm3sdk.domain.history import read_tools, tool_spec
 from glm3sdk.domain.special_tokens import SpecialToken
+from glm3sdk.domain.tool_documents import documented_tools
 from glm3sdk.errors import InvalidMessageError, InvalidToolError
 
 Segment = str | SpecialToken
@@ -85,6 +86,18 @@ def offer_tools(
     together: tuple[Any, ...] = system.tools
     together += tuple(tool for tool in offered if tool.name not in known)
     return (attrs.evolve(system, tools=together), *messages[1:])
+
+
+def offered_tools(messages: Iterable[Message]) -> tuple[ToolSpec, ...]:
+    """The tools that a conversation's system messages describe, as far as they can be read."""
+    tools: dict[str, ToolSpec] = {}
+    for message in messages:
+        for value in message.tools:
+            described = documented_tools(value) if isinstance(value, str) else ()
+            tool = None if described else _readable_tool(value)
+            for each in described or ((tool,) if tool else ()):
+                tools.setdefault(each.name, each)
+    return tuple(tools.values())
 
 
 def parse_ready_made(text: str) -> tuple[Segment, ...] | None:

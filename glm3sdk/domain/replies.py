@@ -42,6 +42,11 @@ _CALL_STARTS: tuple[str, ...] = (_FENCE, "tool_call", "{")
 _NAMELESS_STARTS: tuple[str, ...] = ("tool_call(",)
 
 
+def is_tool_name(name: str) -> bool:
+    """Whether a turn with this metadata can be read as a call."""
+    return _NAME.fullmatch(name) is not None
+
+
 class _Kind(Enum):
     TEXT = "text"
     CALL = "call"

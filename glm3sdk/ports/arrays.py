@@ -9,5 +9,6 @@ import numpy.typing as npt
 
 IntArray: TypeAlias = npt.NDArray[np.int32]
 FloatArray: TypeAlias = npt.NDArray[np.float32]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
 HostArray: TypeAlias = npt.NDArray[Any]
 """A tensor in host memory; bfloat16 is `ml_dtypes.bfloat16`."""

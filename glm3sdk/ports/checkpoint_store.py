@@ -26,7 +26,11 @@ class CheckpointReader(Protocol):
         """Every tensor's name with its shape and dtype, known without reading data."""
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> HostArray:
-        """Read a tensor, or a slice of it; only those bytes are read.
+        """Read a tensor, or a slice of it.
+
+        No other tensor's bytes are read, and of a slice of the first dimension (some rows) no
+        other bytes of this one. Between the rows of a slice of later dimensions (some columns)
+        the store may read along what would take longer to leave out; never more than the tensor.
 
         Raises:
             InvalidCheckpointError: no such tensor, or its bytes cannot be read.

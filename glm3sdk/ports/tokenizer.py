@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -37,3 +38,32 @@ class Tokenizer(Protocol):
 
     def piece(self, token_id: int) -> str:
         """The vocabulary's name of an id, such as `▁你` or `<|user|>`; "" where it has none."""
+
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+
+
+def piece_bytes(piece: str) -> bytes:
+    """The bytes that a piece stands for inside a text: a space for `▁`, one for `<0x0A>`.
+
+    The dummy prefix that decoding strips from the start of a text is not stripped here.
+    Special tokens have no bytes; the caller knows their ids.
+    """
+    byte = _BYTE_PIECE.fullmatch(piece)
+    return bytes([int(byte[1], 16)]) if byte else piece.replace(_SPACE, " ").encode()
+
+
+def dummy_prefix(tokenizer: Tokenizer) -> str:
+    """What the tokenizer puts before a text that it encodes: a space, or nothing."""
+    pieces = map(tokenizer.piece, tokenizer.encode("\n"))
+    return b"".join(map(piece_bytes, pieces)).decode().removesuffix("\n")
+
+
+def encode_continuation(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Encode text that goes on with other text, so that it gets no dummy prefix.
+
+    A newline is a byte of its own in ChatGLM's vocabulary and merges with nothing.
+    """
+    newline = tokenizer.encode("\n")
+    return tokenizer.encode("\n" + text)[len(newline) :]

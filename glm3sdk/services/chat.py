@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from glm3sdk.domain.chat import (
@@ -16,11 +18,13 @@ from glm3sdk.domain.chat import (
 from glm3sdk.domain.generation import GenerationConfig
 from glm3sdk.domain.tool_functions import Tool
 from glm3sdk.errors import InvalidTokenizerError
+from glm3sdk.ports.constraint import ConstraintCompiler
 from glm3sdk.ports.model_runtime import ModelRuntime
 from glm3sdk.ports.tokenizer import Tokenizer
+from glm3sdk.services.async_chat import arun
 from glm3sdk.services.preparation import History, Preparation, Tools
 from glm3sdk.services.request import Event, Request, run
-from glm3sdk.services.scheduler import Scheduler
+from glm3sdk.services.scheduler import Load, Scheduler
 from glm3sdk.services.tool_loop import run_tools
 
 # A longer kv_cache is allocated only when it is asked for: a 128k one is large.
@@ -40,6 +44,10 @@ class Glm3Service:
         max_seq_length: most tokens of prompt and reply together; by default what the
             model was made for, at most 8192.
         owns_runtime: whether `close` closes the runtime too.
+        constraints: prepares what `tool_choice` and `constraint` hold a reply to; without
+            it they are refused.
+        fast_forward: whether tokens that a constraint forces are read at once, as a prompt
+            is, rather than one by one. The text is the same.
 
     Raises:
         InvalidTokenizerError: the tokenizer has more ids than the model.
@@ -54,6 +62,8 @@ class Glm3Service:
         slots: int = 8,
         max_seq_length: int | None = None,
         owns_runtime: bool = False,
+        constraints: ConstraintCompiler | None = None,
+        fast_forward: bool = True,
     ) -> None:
         if tokenizer.vocab_size > runtime.config.padded_vocab_size:
             raise InvalidTokenizerError(
@@ -65,7 +75,9 @@ class Glm3Service:
         self._runtime = runtime
         self._tokenizer = tokenizer
         self._owns_runtime = owns_runtime
-        self._preparation = Preparation(tokenizer, max_seq_length)
+        self._preparation = Preparation(
+            tokenizer, max_seq_length, constraints=constraints, fast_forward=fast_forward
+        )
         session = runtime.start_decode(slots=slots, max_seq_length=max_seq_length)
         self._scheduler = Scheduler(session)
 
@@ -98,7 +110,10 @@ class Glm3Service:
 
         Raises:
             InvalidMessageError: an empty history, or a message that cannot be read.
-            InvalidToolError: a tool that cannot be described to the model.
+            InvalidToolError: a tool that cannot be described to the model, or called by it.
+            InvalidConstraintError: a constraint or a tool's schema that cannot be enforced.
+            UnknownNameError: `tool_choice` names a tool that is not on offer.
+            BackendUnavailableError: a constraint needs `pip install 'glm3sdk[structured]'`.
             PromptTooLongError: the conversation leaves no room for a reply.
             ServiceClosedError: the service was closed.
             NonFiniteLogitsError: the model returned NaN.
@@ -185,7 +200,8 @@ class Glm3Service:
             history: the conversation so far.
             tools: functions, described by their signature and docstring, or `Tool`s. One
                 named "interpreter" is given the model's code cells as `code`.
-            config: generation parameters of every round.
+            config: generation parameters of every round. A call that `tool_choice` asks for
+                is asked for in the first round alone; the later ones have "auto".
             max_rounds: most times that the calls of a reply are answered.
 
         Returns:
@@ -198,6 +214,84 @@ class Glm3Service:
             InvalidToolError: a function that cannot be described, or two of one name.
         """
         return run_tools(self.chat, history, tools, config=config, max_rounds=max_rounds)
+
+    async def achat(
+        self,
+        history: History,
+        config: GenerationConfig | None = None,
+        tools: Tools | None = None,
+    ) -> Reply:
+        """Answer a conversation from asyncio; arguments and errors as for `chat`.
+
+        The event loop goes on meanwhile. Cancelling the task gives the slot free.
+        """
+        return (await self.achat_batch([history], config, tools))[0]
+
+    async def astream_chat(
+        self,
+        history: History,
+        config: GenerationConfig | None = None,
+        tools: Tools | None = None,
+    ) -> AsyncGenerator[Delta, None]:
+        """Answer a conversation event by event from asyncio; as `stream_chat`.
+
+        Bad input raises with the first step. Cancelling the task that waits for an event, or
+        closing the generator (`contextlib.aclosing`), gives the slot free; a generator that
+        is left half-read goes on until it is collected.
+        """
+        request = await asyncio.to_thread(self._preparation.chat, history, config, tools)
+        async with aclosing(self.arun([request])) as events:
+            async for _, event in events:
+                yield event
+
+    async def achat_batch(
+        self,
+        histories: Sequence[History],
+        config: GenerationConfig | None = None,
+        tools: Tools | None = None,
+    ) -> list[Reply]:
+        """Answer several conversations side by side from asyncio; as `chat_batch`."""
+        requests = await asyncio.to_thread(
+            lambda: [self._preparation.chat(history, config, tools) for history in histories]
+        )
+        ends: dict[int, Reply] = {}
+        async with aclosing(self.arun(requests)) as events:
+            async for index, event in events:
+                if isinstance(event, ReplyEnd):
+                    ends[index] = event.reply
+        return [ends[index] for index in range(len(requests))]
+
+    def prepare_chat(
+        self,
+        history: History,
+        config: GenerationConfig | None = None,
+        tools: Tools | None = None,
+    ) -> Request[Delta]:
+        """Check and encode what `chat` would answer, for `arun`; errors as for `chat`."""
+        return self._preparation.chat(history, config, tools)
+
+    def prepare_completion(
+        self, prompt: str, config: GenerationConfig | None = None
+    ) -> Request[TextDelta | CompletionEnd]:
+        """Check and encode what `generate` would continue, for `arun`."""
+        return self._preparation.completion(prompt, config)
+
+    def arun(self, requests: Sequence[Request[Event]]) -> AsyncGenerator[tuple[int, Event], None]:
+        """Run prepared requests side by side; yields each event with its request's index.
+
+        All start with the first step. One that fails raises and ends the others. A request
+        runs once.
+        """
+        return arun(self._scheduler, requests)
+
+    @property
+    def load(self) -> Load:
+        """Slots, how many are busy, and how many requests wait for one."""
+        return self._scheduler.load
+
+    def check_open(self) -> None:
+        """Raise a ServiceClosedError after `close`."""
+        self._scheduler.check_open()
 
     def close(self) -> None:
         """End what is being generated and free the kv_cache. Closing twice does nothing.

@@ -15,6 +15,7 @@ from glm3sdk.errors import Glm3Error, RuntimeFailureError, ServiceClosedError
 from glm3sdk.ports.arrays import FloatArray
 from glm3sdk.ports.model_runtime import DecodeSession
 from glm3sdk.services.prefix import CachedSequence, place
+from glm3sdk.services.structure import TokenConstraint
 
 _log = logging.getLogger(__name__)
 
@@ -47,10 +48,13 @@ class Job:
         stop_ids: ids that end the reply; they are not delivered.
         max_new_tokens: most tokens to generate; the slot has room for them.
         deliver: takes each token, then the end or what went wrong. It must not block.
+        constraint: what the reply is held to, or None.
         cancelled: nobody waits for it any more.
         cached_tokens: tokens of the prompt whose kv_cache was reused, known before the
             first token is delivered.
         generated: tokens so far, the stop token included; the loop's own.
+        pending: the last of them, which the slot does not hold yet: the token that was
+            chosen and those that it forces.
     """
 
     prompt_ids: tuple[int, ...]
@@ -58,9 +62,11 @@ class Job:
     stop_ids: frozenset[int]
     max_new_tokens: int
     deliver: Callable[[TokenEvent], None]
+    constraint: TokenConstraint | None = None
     cancelled: bool = False
     cached_tokens: int = 0
     generated: list[int] = attrs.field(factory=list)
+    pending: list[int] = attrs.field(factory=list)
 
     def cancel(self) -> None:
         """Give its slot free at the next step."""
@@ -74,8 +80,10 @@ class Job:
 class DecodeLoop:
     """Serves jobs until it takes None from its inbox.
 
-    Every attribute but the inbox belongs to the thread that runs `run`. Each step reads
-    waiting prompts into free slots, then decodes all running jobs in one batch.
+    Every attribute but the inbox belongs to the thread that runs `run`; other threads may
+    ask for the counts. Each step reads
+    waiting prompts into free slots, then decodes all running jobs in one batch, but for
+    those with forced tokens: these are read at once, as a prompt is.
     """
 
     def __init__(self, session: DecodeSession) -> None:
@@ -85,6 +93,21 @@ class DecodeLoop:
         self._waiting: deque[Job] = deque()
         self._active: dict[Job, CachedSequence] = {}
         self._uses = 0
+
+    @property
+    def slots(self) -> int:
+        """Number of slots."""
+        return len(self._sequences)
+
+    @property
+    def busy(self) -> int:
+        """Number of requests that run."""
+        return len(self._active)
+
+    @property
+    def waiting(self) -> int:
+        """Number of requests that wait for a slot."""
+        return len(self._waiting) + self.inbox.qsize()
 
     def run(self) -> None:
         """Serve; at the end refuse what is unfinished and close the session."""
@@ -113,13 +136,15 @@ class DecodeLoop:
     def _step(self) -> None:
         for job in [job for job in self._active if job.cancelled]:
             self._release(job)
+        if any(job.cancelled for job in self._waiting):
+            self._waiting = deque(job for job in self._waiting if not job.cancelled)
         # A queue of prompts must not stop the replies that are being written.
         admissions = 1 if self._active else len(self._sequences)
         while self._waiting and admissions and len(self._active) < len(self._sequences):
-            job = self._waiting.popleft()
-            if not job.cancelled:
-                self._prefill(job)
-                admissions -= 1
+            self._prefill(self._waiting.popleft())
+            admissions -= 1
+        for job in [job for job in self._active if len(job.pending) > 1]:
+            self._fast_forward(job)
         if self._active:
             self._decode()
 
@@ -132,37 +157,71 @@ class DecodeLoop:
                 self._session.truncate(sequence.slot, keep)
             else:
                 self._session.copy(source.slot, sequence.slot, keep)
-            logits = self._session.prefill(sequence.slot, job.prompt_ids[keep:])
+            if job.constraint is not None:
+                job.generated = job.constraint.forced(most=job.max_new_tokens)
+            read = [*job.prompt_ids, *job.generated]
+            logits = self._session.prefill(sequence.slot, read[keep:])
         except Exception as exc:
             self._fail(job, exc)
             return
-        sequence.token_ids = list(job.prompt_ids)
+        sequence.token_ids = read
         sequence.prompt_length = len(job.prompt_ids)
         job.cached_tokens = keep
+        for token_id in job.generated:
+            job.deliver(token_id)
+        if not self._over(job):
+            self._choose(job, logits)
+
+    def _fast_forward(self, job: Job) -> None:
+        sequence = self._active[job]
+        try:
+            logits = self._session.prefill(sequence.slot, job.pending)
+        except Exception as exc:
+            self._fail(job, exc)
+            return
+        sequence.token_ids += job.pending
         self._choose(job, logits)
 
     def _decode(self) -> None:
-        batch = list(self._active.items())
+        batch = [each for each in self._active.items() if len(each[0].pending) == 1]
+        if not batch:
+            return
         logits = self._session.decode(
-            [sequence.slot for _, sequence in batch], [job.generated[-1] for job, _ in batch]
+            [sequence.slot for _, sequence in batch], [job.pending[0] for job, _ in batch]
         )
         for (job, sequence), row in zip(batch, logits, strict=True):
-            sequence.token_ids.append(job.generated[-1])
+            sequence.token_ids += job.pending
             self._choose(job, row)
 
     def _choose(self, job: Job, logits: FloatArray) -> None:
         try:
             token_id = job.sampler.sample(logits, job.generated)
+            job.generated.append(token_id)
+            if token_id in job.stop_ids:
+                self._end(job, FinishReason.STOP)
+                return
+            job.pending = [token_id]
+            if job.constraint is not None:
+                room = job.max_new_tokens - len(job.generated)
+                job.constraint.accept(token_id)
+                job.pending += job.constraint.forced(most=room)
+                job.generated += job.pending[1:]
         except Exception as exc:
             self._fail(job, exc)
             return
-        job.generated.append(token_id)
-        if token_id in job.stop_ids:
+        for token_id in job.pending:
+            job.deliver(token_id)
+        self._over(job)
+
+    def _over(self, job: Job) -> bool:
+        """End a job that is to write no more."""
+        if job.constraint is not None and job.constraint.finished:
             self._end(job, FinishReason.STOP)
-            return
-        job.deliver(token_id)
+            return True
         if len(job.generated) >= job.max_new_tokens:
             self._end(job, FinishReason.LENGTH)
+            return True
+        return False
 
     def _end(self, job: Job, reason: FinishReason) -> None:
         self._release(job)

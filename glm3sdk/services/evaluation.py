@@ -58,6 +58,7 @@ class ToolReport:
     Attributes:
         turns: how many there are.
         called: in how many of them the model made a call that can be read.
+        malformed: in how many further ones it made one that cannot be read.
         right_name: in how many of them it called the tool expected.
         right_call: in how many of them the arguments are equal too.
     """
@@ -66,12 +67,14 @@ class ToolReport:
     called: int
     right_name: int
     right_call: int
+    malformed: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Counts of turns and the exact-match rates, each of all turns."""
         return {
             "turns": self.turns,
             "called": self.called,
+            "malformed": self.malformed,
             "name_exact_match": self.right_name / self.turns,
             "arguments_exact_match": self.right_call / self.turns,
         }
@@ -187,12 +190,13 @@ class _TextTally:
 
 class _ToolTally:
     def __init__(self) -> None:
-        self._turns = self._called = self._right_name = self._right_call = 0
+        self._turns = self._called = self._right_name = self._right_call = self._malformed = 0
 
     def add(self, prediction: Prediction, expected: ToolCall) -> None:
         self._turns += 1
         call = next(filter(None, map(read_call, prediction.written)), None)
         if call is None:
+            self._malformed += any(turn.metadata for turn in prediction.written)
             return
         self._called += 1
         right_name = call.name == expected.name
@@ -207,6 +211,7 @@ class _ToolTally:
             called=self._called,
             right_name=self._right_name,
             right_call=self._right_call,
+            malformed=self._malformed,
         )
 
 

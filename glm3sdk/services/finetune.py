@@ -121,6 +121,8 @@ class FinetuneRun:
         files: small files that make a checkpoint loadable (config.json, tokenizer.model).
         weights_file: name of the file of trained tensors.
         fingerprint: what a resumed run must share with the one before, as JSON values.
+        before_publish: is called before each checkpoint, and the result, is published: what a
+            resumed run needs of the figures must be safe by then.
         clock: seconds, from any moment on.
     """
 
@@ -138,6 +140,7 @@ class FinetuneRun:
         files: Mapping[str, bytes] | None = None,
         weights_file: str = WEIGHTS_FILE,
         fingerprint: Mapping[str, Any] | None = None,
+        before_publish: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._session = session
@@ -152,6 +155,7 @@ class FinetuneRun:
             files=files or {},
             weights_file=weights_file,
             fingerprint=fingerprint or {},
+            before_publish=before_publish,
         )
         self._clock = clock
         self._sinks: Sequence[MetricSink] = ()

@@ -67,7 +67,7 @@ def predict(
     service: Glm3Service,
     records: Iterable[Record],
     *,
-    config: GenerationConfig = GREEDY,
+    config: GenerationConfig | Callable[[Record], GenerationConfig] = GREEDY,
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Prediction]:
@@ -79,7 +79,7 @@ def predict(
     Args:
         service: the loaded model.
         records: read a batch at a time.
-        config: generation parameters.
+        config: generation parameters, or a function of the record that gives them.
         batch_size: records given to the service at once. Several times its slots keep
             them all busy, since replies differ in length.
         progress: called after each batch with the number of records done.
@@ -89,9 +89,10 @@ def predict(
             which records, counted from 1. What was yielded before stays good.
     """
     records, done = iter(records), 0
+    choose = config if callable(config) else lambda _: config
     while batch := list(islice(records, batch_size)):
         try:
-            predictions = _predict_batch(service, batch, config)
+            predictions = _predict_batch(service, batch, choose)
         except PromptTooLongError as exc:
             raise PromptTooLongError(
                 f"in records {done + 1} to {done + len(batch)}: {exc}"
@@ -103,13 +104,28 @@ def predict(
 
 
 def _predict_batch(
+    service: Glm3Service, records: Sequence[Record], choose: Callable[[Record], GenerationConfig]
+) -> list[Prediction]:
+    by_config: dict[GenerationConfig, list[int]] = {}
+    for place, record in enumerate(records):
+        by_config.setdefault(choose(record), []).append(place)
+    predictions: dict[int, Prediction] = {}
+    for config, places in by_config.items():
+        written = _predict_alike(service, [records[place] for place in places], config)
+        predictions.update(zip(places, written, strict=True))
+    return [predictions[place] for place in range(len(records))]
+
+
+def _predict_alike(
     service: Glm3Service, records: Sequence[Record], config: GenerationConfig
 ) -> list[Prediction]:
     prompts = [prompt for prompt, _ in records]
     histories = [prompt for prompt in prompts if not isinstance(prompt, str)]
     sources = [prompt for prompt in prompts if isinstance(prompt, str)]
     replies = iter(service.chat_batch(histories, config))
-    completions = iter(service.generate_batch(sources, config))
+    # A raw prompt offers no tools.
+    plain = attrs.evolve(config, tool_choice=None)
+    completions = iter(service.generate_batch(sources, plain))
     predictions = []
     for prompt, expected in records:
         if isinstance(prompt, str):

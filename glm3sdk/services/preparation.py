@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from glm3sdk.domain.chat import CompletionEnd, Delta, Message, TextDelta, ToolSpec
+from glm3sdk.domain.constraints import Constraint, ToolCalls, tool_calls
 from glm3sdk.domain.generation import GenerationConfig
 from glm3sdk.domain.history import read_history
-from glm3sdk.domain.prompt import offer_tools, parse_ready_made
+from glm3sdk.domain.prompt import offer_tools, offered_tools, parse_ready_made
 from glm3sdk.domain.special_tokens import SpecialToken
 from glm3sdk.domain.tool_functions import Tool
 from glm3sdk.errors import (
@@ -16,12 +17,15 @@ from glm3sdk.errors import (
     InvalidMessageError,
     InvalidToolError,
     PromptTooLongError,
+    UnsupportedOptionError,
 )
-from glm3sdk.ports.tokenizer import Tokenizer
+from glm3sdk.ports.constraint import ConstraintCompiler, StartConstraint
+from glm3sdk.ports.tokenizer import Tokenizer, dummy_prefix, encode_continuation
 from glm3sdk.services.encoding import encode_chat, encode_segments
 from glm3sdk.services.reply_stream import CompletionStream, ReplyStream
 from glm3sdk.services.request import Event, EventStream, Request
 from glm3sdk.services.sampling import Sampler
+from glm3sdk.services.structure import TokenConstraint
 
 History: TypeAlias = Sequence[Message | Mapping[str, Any]]
 """`Message`s or dicts in OpenAI's form, oldest first."""
@@ -39,11 +43,23 @@ class Preparation:
     Args:
         tokenizer: the model's tokenizer.
         max_seq_length: most tokens of prompt and reply together.
+        constraints: prepares what replies are held to; None refuses that.
+        fast_forward: whether forced tokens are read at once.
     """
 
-    def __init__(self, tokenizer: Tokenizer, max_seq_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        max_seq_length: int,
+        *,
+        constraints: ConstraintCompiler | None = None,
+        fast_forward: bool = True,
+    ) -> None:
         self._tokenizer = tokenizer
         self._max_seq_length = max_seq_length
+        self._constraints = constraints
+        self._fast_forward = fast_forward
+        self._prefix = dummy_prefix(tokenizer)
         ends = (SpecialToken.USER, SpecialToken.OBSERVATION)
         self._stop_ids = frozenset({_EOS_ID, *map(tokenizer.special_id, ends)})
 
@@ -58,8 +74,20 @@ class Preparation:
         offered = messages
         if tools is not None:
             offered = offer_tools(messages, _specs(tools))
-        stream = ReplyStream(messages, tokenizer=self._tokenizer, stops=config.stop)
-        return self._request(encode_chat(offered, self._tokenizer), config, stream)
+        if config.tool_choice is not None:
+            calls = tool_calls(config.tool_choice, offered_tools(offered))
+            start = self._start(calls, opening="")
+        else:
+            # Text stands on the second line of a turn, behind its empty metadata.
+            opening = f"{self._prefix}\n{self._prefix}"
+            start = self._start(config.constraint, opening=opening)
+        stream = ReplyStream(
+            messages,
+            tokenizer=self._tokenizer,
+            stops=config.stop,
+            structure=start() if start else None,
+        )
+        return self._request(encode_chat(offered, self._tokenizer), config, stream, start)
 
     def completion(
         self, prompt: str, config: GenerationConfig | None
@@ -70,15 +98,44 @@ class Preparation:
             raise InvalidMessageError(f"a prompt must be text, not {prompt!r:.80}")
         ready_made = parse_ready_made(prompt)
         plain = Message.user(prompt).content  # refuses half a character
+        if config.tool_choice not in (None, "auto", "none"):
+            raise InvalidGenerationConfigError(
+                f"tool_choice={config.tool_choice!r}: a raw prompt offers no tools; call `chat`"
+            )
         segments = ready_made or (SpecialToken.GMASK, SpecialToken.SOP, plain)
+        if config.constraint is not None and segments[-1] is SpecialToken.ASSISTANT:
+            segments = (*segments, "\n")
         prompt_ids = encode_segments(segments, self._tokenizer)
         # A ready-made prompt ends where a message begins: nothing there to go on with.
         before = [] if ready_made else prompt_ids
-        stream = CompletionStream(before, tokenizer=self._tokenizer, stops=config.stop)
-        return self._request(prompt_ids, config, stream)
+        opening = self._prefix if ready_made or not prompt else ""
+        start = self._start(config.constraint, opening=opening)
+        stream = CompletionStream(
+            before,
+            tokenizer=self._tokenizer,
+            stops=config.stop,
+            structure=start() if start else None,
+        )
+        return self._request(prompt_ids, config, stream, start)
+
+    def _start(
+        self, constraint: Constraint | ToolCalls | None, *, opening: str
+    ) -> StartConstraint | None:
+        if constraint is None:
+            return None
+        if self._constraints is None:
+            raise UnsupportedOptionError(
+                "this service was made without constraints, which tool_choice and constraint "
+                "need; use load_service, or pass Glm3Service(constraints=...)"
+            )
+        return self._constraints.compile(constraint, opening=opening)
 
     def _request(
-        self, prompt_ids: list[int], config: GenerationConfig, stream: EventStream[Event]
+        self,
+        prompt_ids: list[int],
+        config: GenerationConfig,
+        stream: EventStream[Event],
+        start: StartConstraint | None,
     ) -> Request[Event]:
         limit = min(config.max_length, self._max_seq_length)
         room = limit - len(prompt_ids)
@@ -89,12 +146,22 @@ class Preparation:
                 f"max_seq_length={self._max_seq_length}); shorten the history or raise the limit"
             )
         stop_ids = self._stop_ids.union(config.stop_token_ids)
+        constraint = None
+        if start is not None:
+            constraint = TokenConstraint(
+                start(),
+                vocab_size=self._tokenizer.vocab_size,
+                stop_ids=stop_ids,
+                # What is appended unsampled would pass by the words that are banned.
+                fast_forward=self._fast_forward and not config.bad_words,
+            )
         sampler = Sampler(
             config,
             vocab_size=self._tokenizer.vocab_size,
             stop_ids=stop_ids,
             prompt_ids=prompt_ids,
             bad_words_ids=[ids for word in config.bad_words for ids in self._spellings(word)],
+            constraint=constraint,
         )
         return Request(
             prompt_ids=tuple(prompt_ids),
@@ -102,13 +169,12 @@ class Preparation:
             stop_ids=stop_ids,
             max_new_tokens=min(room, config.max_new_tokens or room),
             stream=stream,
+            constraint=constraint,
         )
 
     def _spellings(self, word: str) -> list[list[int]]:
         """The ids of a word at the start of a text, and after other text."""
-        newline = self._tokenizer.encode("\n")
-        inside = self._tokenizer.encode("\n" + word)
-        return [self._tokenizer.encode(word), inside[len(newline) :]]
+        return [self._tokenizer.encode(word), encode_continuation(self._tokenizer, word)]
 
 
 def _checked(config: GenerationConfig | None) -> GenerationConfig:

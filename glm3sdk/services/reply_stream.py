@@ -11,6 +11,7 @@ from glm3sdk.domain.chat import (
     CompletionEnd,
     Delta,
     FinishReason,
+    IncompleteStructure,
     Message,
     Reply,
     ReplyEnd,
@@ -20,9 +21,11 @@ from glm3sdk.domain.chat import (
 )
 from glm3sdk.domain.replies import ReplyParser, finish_reason
 from glm3sdk.domain.special_tokens import SpecialToken
+from glm3sdk.ports.constraint import ConstraintState
 from glm3sdk.ports.tokenizer import Tokenizer
 from glm3sdk.services.detokenizer import Detokenizer
 from glm3sdk.services.stop_strings import StopStrings
+from glm3sdk.services.structure import StructureCheck
 
 # More than the bytes of any character: what a decoder needs to know of the text before.
 _CONTEXT = 16
@@ -58,12 +61,19 @@ class ReplyStream:
         history: the conversation that the reply is appended to.
         tokenizer: decodes the ids.
         stops: strings that end the reply.
+        structure: what the reply is held to, with nothing written; None for nothing.
     """
 
     def __init__(
-        self, history: tuple[Message, ...], *, tokenizer: Tokenizer, stops: Sequence[str]
+        self,
+        history: tuple[Message, ...],
+        *,
+        tokenizer: Tokenizer,
+        stops: Sequence[str],
+        structure: ConstraintState | None = None,
     ) -> None:
         self._history = history
+        self._structure = StructureCheck(structure)
         self._tokenizer = tokenizer
         self._stops = stops
         self._next_turn_id = tokenizer.special_id(SpecialToken.ASSISTANT)
@@ -78,6 +88,7 @@ class ReplyStream:
 
     def push(self, token_id: int) -> list[Delta]:
         """Take one more token id."""
+        self._structure.push(token_id)
         if token_id != self._next_turn_id:
             self._turns[-1].append(token_id)
             return self._parser.feed(self._text.push(token_id))
@@ -95,9 +106,15 @@ class ReplyStream:
             reason = FinishReason.STOP
         events += self._parser.finish(complete=reason is FinishReason.STOP)
         parts = self._parser.parts
+        incomplete = None
+        if not self._structure.complete(cut=self.stopped):
+            metadata, content = self._parser.turns[-1]
+            raw = f"{metadata}\n{content}" if metadata else content
+            incomplete = IncompleteStructure(raw, reason)
         if reason is FinishReason.STOP:
             reason = finish_reason(parts)
-        events.append(ReplyEnd(Reply(parts, reason, usage, (*self._history, *self._messages()))))
+        history = (*self._history, *self._messages())
+        events.append(ReplyEnd(Reply(parts, reason, usage, history, incomplete)))
         return events
 
     def _messages(self) -> list[Message]:
@@ -120,11 +137,18 @@ class CompletionStream:
         prompt_ids: what the completion's text goes on with; empty where it begins anew.
         tokenizer: decodes the ids.
         stops: strings that end the text.
+        structure: what the text is held to, with nothing written; None for nothing.
     """
 
     def __init__(
-        self, prompt_ids: Sequence[int], *, tokenizer: Tokenizer, stops: Sequence[str]
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        tokenizer: Tokenizer,
+        stops: Sequence[str],
+        structure: ConstraintState | None = None,
     ) -> None:
+        self._structure = StructureCheck(structure)
         self._text = _VisibleText(tokenizer, stops)
         self._text.follow(prompt_ids)
         self._shown: list[str] = []
@@ -136,6 +160,7 @@ class CompletionStream:
 
     def push(self, token_id: int) -> list[TextDelta | CompletionEnd]:
         """Take one more token id."""
+        self._structure.push(token_id)
         return self._show(self._text.push(token_id))
 
     def finish(self, reason: FinishReason, usage: Usage) -> list[TextDelta | CompletionEnd]:
@@ -143,7 +168,10 @@ class CompletionStream:
         events = self._show(self._text.finish())
         if self.stopped:
             reason = FinishReason.STOP
-        events.append(CompletionEnd(Completion("".join(self._shown), reason, usage)))
+        text, incomplete = "".join(self._shown), None
+        if not self._structure.complete(cut=self.stopped):
+            incomplete = IncompleteStructure(text, reason)
+        events.append(CompletionEnd(Completion(text, reason, usage, incomplete)))
         return events
 
     def _show(self, text: str) -> list[TextDelta | CompletionEnd]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from queue import SimpleQueue
 from typing import Generic, Protocol, TypeVar
@@ -10,8 +10,9 @@ from typing import Generic, Protocol, TypeVar
 import attrs
 
 from glm3sdk.domain.chat import FinishReason, Usage
-from glm3sdk.services.decode_loop import GenerationEnd, TokenChooser, TokenEvent
+from glm3sdk.services.decode_loop import GenerationEnd, Job, TokenChooser, TokenEvent
 from glm3sdk.services.scheduler import Scheduler
+from glm3sdk.services.structure import TokenConstraint
 
 Event = TypeVar("Event")
 Event_co = TypeVar("Event_co", covariant=True)
@@ -41,6 +42,7 @@ class Request(Generic[Event]):
         stop_ids: ids that end the reply.
         max_new_tokens: most tokens to generate.
         stream: makes the events.
+        constraint: what the reply is held to, or None.
     """
 
     prompt_ids: tuple[int, ...]
@@ -48,6 +50,59 @@ class Request(Generic[Event]):
     stop_ids: frozenset[int]
     max_new_tokens: int
     stream: EventStream[Event]
+    constraint: TokenConstraint | None = None
+
+
+class Running(Generic[Event]):
+    """Requests that run side by side, whoever waits for their tokens.
+
+    Attributes:
+        unfinished: the indices of those that go on.
+    """
+
+    def __init__(self, requests: Sequence[Request[Event]]) -> None:
+        self._requests = requests
+        self._jobs: list[Job] = []
+        self._taken = [0] * len(requests)
+        self.unfinished = set(range(len(requests)))
+
+    def submit(self, scheduler: Scheduler, deliver: Callable[[int, TokenEvent], None]) -> None:
+        """Submit all; `deliver` is given each token with its request's index, and never blocks."""
+        for index, request in enumerate(self._requests):
+            self._jobs.append(
+                scheduler.submit(
+                    prompt_ids=request.prompt_ids,
+                    sampler=request.sampler,
+                    stop_ids=request.stop_ids,
+                    max_new_tokens=request.max_new_tokens,
+                    deliver=partial(deliver, index),
+                    constraint=request.constraint,
+                )
+            )
+
+    def take(self, index: int, event: TokenEvent) -> Sequence[Event]:
+        """Take what was delivered; returns what its caller reads of it, or raises a failure."""
+        if index not in self.unfinished:
+            return ()  # the loop was ahead of a stop string
+        if isinstance(event, Exception):
+            raise event
+        stream = self._requests[index].stream
+        if isinstance(event, GenerationEnd):
+            self.unfinished.remove(index)
+            return stream.finish(event.finish_reason, event.usage)
+        self._taken[index] += 1
+        events = stream.push(event)
+        if not stream.stopped:
+            return events
+        self.unfinished.remove(index)
+        self._jobs[index].cancel()
+        usage = self._jobs[index].usage(self._taken[index])
+        return [*events, *stream.finish(FinishReason.STOP, usage)]
+
+    def cancel(self) -> None:
+        """Give free every slot that is still theirs."""
+        for job in self._jobs:
+            job.cancel()
 
 
 def run(
@@ -59,43 +114,11 @@ def run(
     and so does closing the generator.
     """
     arrivals: SimpleQueue[tuple[int, TokenEvent]] = SimpleQueue()
-    jobs = []
+    running = Running(requests)
     try:
-        for index, request in enumerate(requests):
-            jobs.append(
-                scheduler.submit(
-                    prompt_ids=request.prompt_ids,
-                    sampler=request.sampler,
-                    stop_ids=request.stop_ids,
-                    max_new_tokens=request.max_new_tokens,
-                    deliver=partial(_arrive, arrivals, index),
-                )
-            )
-        taken = [0] * len(jobs)
-        running = set(range(len(jobs)))
-        while running:
+        running.submit(scheduler, lambda index, event: arrivals.put((index, event)))
+        while running.unfinished:
             index, event = arrivals.get()
-            if index not in running:
-                continue  # the loop was ahead of a stop string
-            stream = requests[index].stream
-            if isinstance(event, Exception):
-                raise event
-            if isinstance(event, GenerationEnd):
-                running.remove(index)
-                events = stream.finish(event.finish_reason, event.usage)
-            else:
-                taken[index] += 1
-                events = stream.push(event)
-                if stream.stopped:
-                    running.remove(index)
-                    jobs[index].cancel()
-                    usage = jobs[index].usage(taken[index])
-                    events = [*events, *stream.finish(FinishReason.STOP, usage)]
-            yield from ((index, each) for each in events)
+            yield from ((index, each) for each in running.take(index, event))
     finally:
-        for job in jobs:
-            job.cancel()
-
-
-def _arrive(arrivals: SimpleQueue[tuple[int, TokenEvent]], index: int, event: TokenEvent) -> None:
-    arrivals.put((index, event))
+        running.cancel()

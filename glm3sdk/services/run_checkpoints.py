@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -68,6 +68,7 @@ class RunCheckpoints:
         files: small files that make each of them a model that can be loaded.
         weights_file: name of the file of trained tensors.
         fingerprint: what a resumed run must share with the one before, as JSON values.
+        before_publish: is called when all of a checkpoint is written and none of it is seen.
     """
 
     store: CheckpointStore
@@ -76,6 +77,7 @@ class RunCheckpoints:
     files: Mapping[str, bytes]
     weights_file: str
     fingerprint: Mapping[str, Any]
+    before_publish: Callable[[], None] = lambda: None
 
     def uri_of(self, step: int) -> str:
         """Where the checkpoint of a step is; names sort as steps do."""
@@ -135,6 +137,7 @@ class RunCheckpoints:
             for part in parts:
                 writer.add_tensors(names[part], session.specs(part), session.state(part))
             writer.add_file(STATE_FILE, json.dumps(state, indent=1).encode())
+            self.before_publish()
             writer.commit()
         except BaseException:
             writer.abort()

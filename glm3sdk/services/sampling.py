@@ -9,11 +9,13 @@ import numpy.typing as npt
 
 from glm3sdk.domain.generation import GenerationConfig
 from glm3sdk.errors import (
+    InvalidConstraintError,
     InvalidGenerationConfigError,
     InvalidTokenizerError,
     NonFiniteLogitsError,
 )
 from glm3sdk.ports.arrays import FloatArray
+from glm3sdk.services.structure import TokenConstraint
 
 _Scores = npt.NDArray[np.float64]
 _Ids = npt.NDArray[np.int64]
@@ -30,7 +32,8 @@ class Sampler:
     """Chooses the tokens of one sequence; not to be shared between threads.
 
     Each step adds `logit_bias`, bans bad words, applies `repetition_penalty` and the
-    minimum lengths, then takes the likeliest token or draws one.
+    minimum lengths, leaves what the constraint allows, then takes the likeliest token or
+    draws one.
 
     Args:
         config: the generation parameters.
@@ -38,6 +41,7 @@ class Sampler:
         stop_ids: ids that end the reply.
         prompt_ids: the prompt's ids `[T]`.
         bad_words_ids: id sequences that must not appear.
+        constraint: what the reply is held to; the caller tells it what was chosen.
 
     Raises:
         InvalidGenerationConfigError: `logit_bias` names an id outside the vocabulary.
@@ -51,6 +55,7 @@ class Sampler:
         stop_ids: frozenset[int],
         prompt_ids: Sequence[int],
         bad_words_ids: Sequence[Sequence[int]] = (),
+        constraint: TokenConstraint | None = None,
     ) -> None:
         outside = [token_id for token_id in config.logit_bias if token_id >= vocab_size]
         if outside:
@@ -58,6 +63,7 @@ class Sampler:
                 f"logit_bias names token id {outside[0]}; the vocabulary ends at {vocab_size - 1}"
             )
         self._config = config
+        self._constraint = constraint
         self._vocab_size = vocab_size
         self._stop_ids = _within(sorted(stop_ids), vocab_size)
         self._prompt_length = len(prompt_ids)
@@ -84,19 +90,23 @@ class Sampler:
         Raises:
             NonFiniteLogitsError: NaN or +inf among the logits, or nothing but -inf.
             InvalidGenerationConfigError: the parameters leave no token to choose.
+            InvalidConstraintError: the constraint leaves none.
             InvalidTokenizerError: fewer logits than the tokenizer has ids.
         """
         self._check(logits, step=len(generated))
         with np.errstate(over="ignore"):
             scores = self._adjusted(logits, generated)
+            choices = self._constrain(scores, step=len(generated))
             best = scores.argmax()
             if not np.isfinite(scores[best]):
                 raise InvalidGenerationConfigError(
                     f"no token can be chosen at step {len(generated)}: logit_bias, bad_words, "
-                    "repetition_penalty and the minimum lengths ban every one or overflow; "
-                    "relax them"
+                    "repetition_penalty, the minimum lengths and the constraint ban every one or "
+                    "overflow; relax them"
                 )
-            if self._config.greedy:
+            # Nothing is drawn for a forced token, so that a seed gives the same text whether
+            # such tokens are sampled or appended at once.
+            if self._config.greedy or choices == 1:
                 return int(best)
             ids, weights = candidates(
                 scores,
@@ -130,6 +140,20 @@ class Sampler:
                 f"the model returned -inf for every token at step {step}; "
                 "check the checkpoint, or load it in a wider dtype"
             )
+
+    def _constrain(self, scores: _Scores, *, step: int) -> int:
+        """Ban what the constraint does not allow; return how many tokens it allows."""
+        if self._constraint is None:
+            return len(scores)
+        allowed = self._constraint.allowed()
+        choices = int(np.count_nonzero(allowed))
+        if not choices:
+            raise InvalidConstraintError(
+                f"the constraint leaves no token to choose at step {step}: what it asks for has "
+                "no end that this vocabulary can write; change the schema, pattern or grammar"
+            )
+        np.copyto(scores, -np.inf, where=~allowed)
+        return choices
 
     def _adjusted(self, logits: FloatArray, generated: Sequence[int]) -> _Scores:
         config = self._config

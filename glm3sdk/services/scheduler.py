@@ -6,9 +6,27 @@ import threading
 import weakref
 from collections.abc import Callable
 
+import attrs
+
 from glm3sdk.errors import ServiceClosedError
 from glm3sdk.ports.model_runtime import DecodeSession
 from glm3sdk.services.decode_loop import DecodeLoop, Job, TokenChooser, TokenEvent
+from glm3sdk.services.structure import TokenConstraint
+
+
+@attrs.frozen
+class Load:
+    """How much there is to do at a moment.
+
+    Attributes:
+        slots: sequences that can be decoded side by side.
+        busy: slots in which a request runs.
+        waiting: requests that wait for a slot.
+    """
+
+    slots: int
+    busy: int
+    waiting: int
 
 
 class Scheduler:
@@ -25,6 +43,11 @@ class Scheduler:
         # SimpleQueue.put is re-entrant, so the garbage collector may call it anywhere.
         self._stop = weakref.finalize(self, self._loop.inbox.put, None)
 
+    @property
+    def load(self) -> Load:
+        """How much there is to do; between two steps of the loop it may be a step old."""
+        return Load(self._loop.slots, self._loop.busy, self._loop.waiting)
+
     def check_open(self) -> None:
         """Raise a ServiceClosedError after `close`."""
         if not self._stop.alive:
@@ -38,13 +61,14 @@ class Scheduler:
         stop_ids: frozenset[int],
         max_new_tokens: int,
         deliver: Callable[[TokenEvent], None],
+        constraint: TokenConstraint | None = None,
     ) -> Job:
         """Queue a request; the arguments are those of `Job`.
 
         Raises:
             ServiceClosedError: after `close`.
         """
-        job = Job(prompt_ids, sampler, stop_ids, max_new_tokens, deliver)
+        job = Job(prompt_ids, sampler, stop_ids, max_new_tokens, deliver, constraint)
         with self._lock:
             self.check_open()
             if self._thread is None:

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
+import attrs
+
 from glm3sdk.domain.chat import (
     CodeCell,
     FinishReason,
@@ -17,6 +19,7 @@ from glm3sdk.domain.chat import (
     ToolCall,
     ToolSpec,
 )
+from glm3sdk.domain.constraints import CallRule
 from glm3sdk.domain.generation import GenerationConfig
 from glm3sdk.domain.history import read_history
 from glm3sdk.domain.replies import INTERPRETER
@@ -57,6 +60,9 @@ def run_tools(
     specs = [each.spec for each in known.values()]
     messages = read_history(history)
     reply = chat(messages, config, specs)
+    if config is not None and config.tool_choice not in (None, CallRule.MAY, CallRule.NEVER):
+        # Asked for in every round, calls would never come to an end.
+        config = attrs.evolve(config, tool_choice=CallRule.MAY.value)
     for _ in range(max_rounds):
         if not _can_answer(reply, known):
             break

@@ -68,11 +68,13 @@ class ScriptedRuntime:
         service = Glm3Service(runtime=ScriptedRuntime("你好"), tokenizer=tokenizer)
 
     Each request plays the next reply, and after the last the first one again. A request
-    begins where a prefill meets an empty slot, or one that was decoded, truncated or
-    copied to since its last prefill; prefills in a row are one prompt in chunks. Within a
-    request the logits depend on the slot's tokens alone: the likeliest token is the one
-    after the longest beginning of the reply with which they end, so that verifying
-    guessed tokens or replaying a prefix works as with a model. A reply ends with eos (2).
+    begins where a prefill meets an empty slot, or one that was truncated or copied to since
+    its last prefill, or one that was decoded and is now given a special token or eos.
+    Prefills in a row are one prompt in chunks, and a prefill of text after a decode goes on
+    with the reply, as forced tokens do. Within a request the logits depend on the slot's
+    tokens alone: the likeliest token is the one after the longest beginning of the reply
+    with which they end, so that verifying guessed tokens or replaying a prefix works as
+    with a model. A reply ends with eos (2).
 
     Text is encoded as the model writes a turn: a newline and the text, each encoded by
     itself; a message has its metadata before the newline. `SpecialToken.ASSISTANT` goes
@@ -86,6 +88,7 @@ class ScriptedRuntime:
 
     Attributes:
         calls: every call that succeeded, over all sessions, in order.
+        turn_ids: ids that show a prompt where text was decoded before.
 
     Raises:
         UserError: no reply, or a reply's id is outside the vocabulary.
@@ -107,6 +110,8 @@ class ScriptedRuntime:
             Glm3Config.preset("tiny"), padded_vocab_size=tokenizer.vocab_size, seq_length=8192
         )
         self._script = tuple((*_reply_ids(reply, tokenizer), _EOS_ID) for reply in replies)
+        ends = map(tokenizer.special_id, SpecialToken)
+        self.turn_ids = frozenset({_EOS_ID, *ends})
         vocab_size = self._config.padded_vocab_size
         for token_id in {token_id for reply in self._script for token_id in reply}:
             if not 0 <= token_id < vocab_size:
@@ -149,6 +154,7 @@ class _Slot:
     tokens: tuple[int, ...] = ()
     reply: tuple[int, ...] = ()
     in_prompt: bool = False
+    decoded: bool = False
 
 
 class ScriptedSession:
@@ -175,8 +181,10 @@ class ScriptedSession:
         """Append to a slot; begins the next reply unless it continues a prompt."""
         slot, ids = self._table.check_prefill(slot, input_ids)
         state, added = self._slots[slot], tuple(ids.tolist())
-        if not (state.in_prompt and state.tokens):
+        goes_on = state.decoded and self._runtime.turn_ids.isdisjoint(added)
+        if not ((state.in_prompt or goes_on) and state.tokens):
             state.reply, state.in_prompt = self._runtime.next_reply(), True
+            state.decoded = False
         before, state.tokens = len(state.tokens), state.tokens + added
         self._table.advance(slot, len(added))
         self._runtime.calls.append(Prefill(slot, added))
@@ -192,6 +200,7 @@ class ScriptedSession:
             state = self._slots[slot]
             state.reply = state.reply or self._runtime.next_reply()
             state.tokens, state.in_prompt = (*state.tokens, token_id), False
+            state.decoded = True
             self._table.advance(slot, 1)
             rows.append(self._logits(state, len(state.tokens)))
         self._runtime.calls.append(Decode(chosen, tuple(ids.tolist())))
@@ -206,6 +215,7 @@ class ScriptedSession:
         self._table.truncate(slot, length)
         state = self._slots[slot]
         state.tokens, state.in_prompt = state.tokens[:length], False
+        state.decoded = False
         self._runtime.calls.append(Truncate(slot, length))
 
     def copy(self, source: int, target: int, length: int) -> None:

@@ -9,12 +9,18 @@ from pathlib import Path
 import attrs
 import numpy as np
 import pytest
+from reference.torch_files import pickled, write_archive, write_torch, write_torch_shards
 from safetensors.numpy import load_file, save_file
 
 from glm3sdk.adapters.storage.hugging_face import HuggingFaceDirectory
 from glm3sdk.adapters.storage.validation import require_tensors
 from glm3sdk.domain.model import Glm3Config
-from glm3sdk.errors import Glm3Error, InvalidCheckpointError, InvalidConfigError
+from glm3sdk.errors import (
+    Glm3Error,
+    InvalidCheckpointError,
+    InvalidConfigError,
+    UnsafeCheckpointError,
+)
 from glm3sdk.testing.random_checkpoint import random_weights, write_random_checkpoint
 
 CONFIG = Glm3Config(
@@ -29,6 +35,7 @@ CONFIG = Glm3Config(
 )
 FINAL_NORM = "transformer.encoder.final_layernorm.weight"
 OUTPUT = "transformer.output_layer.weight"
+TORCH_INDEX = "pytorch_model.bin.index.json"
 INDEX = "model.safetensors.index.json"
 
 
@@ -50,10 +57,33 @@ def change_weights(model: Path, change: Callable[[dict[str, np.ndarray]], object
     save_file(weights, model / "model.safetensors")
 
 
-def change_index(model: Path, change: Callable[[dict[str, str]], object]) -> None:
-    values = json.loads((model / INDEX).read_text())
+def change_index(
+    model: Path, change: Callable[[dict[str, str]], object], index: str = INDEX
+) -> None:
+    values = json.loads((model / index).read_text())
     change(values["weight_map"])
-    (model / INDEX).write_text(json.dumps(values))
+    (model / index).write_text(json.dumps(values))
+
+
+@pytest.fixture
+def torch_model(model: Path) -> Path:
+    """A model in one file that torch saved."""
+    write_torch(model / "pytorch_model.bin", load_file(model / "model.safetensors"))
+    (model / "model.safetensors").unlink()
+    return model
+
+
+@pytest.fixture
+def torch_sharded(model: Path) -> Path:
+    """A model in two files that torch saved, and their index."""
+    weights = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    places = {
+        name: f"pytorch_model-0000{1 + number % 2}-of-00002.bin"
+        for number, name in enumerate(weights)
+    }
+    write_torch_shards(model, weights, places)
+    return model
 
 
 def refuse(path: Path, *words: str, error: type[Glm3Error] = InvalidCheckpointError) -> None:
@@ -158,9 +188,114 @@ def test_a_directory_without_weights_is_refused(model: Path) -> None:
     refuse(model, "no *.safetensors", "put the model's weights there")
 
 
-def test_a_directory_of_bin_files_says_to_convert_them(model: Path) -> None:
-    (model / "model.safetensors").rename(model / "pytorch_model-00001-of-00007.bin")
-    refuse(model, "pytorch_model*.bin is not read yet", "convert")
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00007.bin"])
+def test_a_file_that_torch_saved_is_read(torch_model: Path, name: str) -> None:
+    (torch_model / "pytorch_model.bin").rename(torch_model / name)
+    directory = HuggingFaceDirectory(torch_model)
+    assert require_tensors(directory, CONFIG) == ()
+    np.testing.assert_array_equal(directory.read(OUTPUT), random_weights(CONFIG)[OUTPUT])
+
+
+@pytest.mark.parametrize("with_index", [True, False])
+def test_shards_that_torch_saved_are_read(torch_sharded: Path, with_index: bool) -> None:
+    if not with_index:
+        (torch_sharded / TORCH_INDEX).unlink()
+    directory = HuggingFaceDirectory(torch_sharded)
+    assert require_tensors(directory, CONFIG) == ()
+    for name, weight in random_weights(CONFIG).items():
+        np.testing.assert_array_equal(directory.read(name), weight)
+
+
+def test_the_published_index_places_every_weight_of_its_seven_shards(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    config = attrs.evolve(CONFIG, num_layers=28)
+    weights = write_random_checkpoint(tmp_path, config, dtype="float16")
+    (tmp_path / "model.safetensors").unlink()
+    weights["transformer.rotary_pos_emb.inv_freq"] = np.ones(1, np.float16)
+    placed = json.loads((shared_data / "hf" / TORCH_INDEX).read_text())["weight_map"]
+    assert len(set(placed.values())) == 7
+    write_torch_shards(tmp_path, weights, placed)
+    directory = HuggingFaceDirectory(tmp_path)
+    assert require_tensors(directory, config) == ()
+    for name, weight in weights.items():
+        assert directory.read(name).tobytes() == weight.tobytes()
+
+
+def test_safetensors_are_read_where_torchs_files_lie_beside_them(model: Path) -> None:
+    write_torch(model / "pytorch_model.bin", {"other": np.ones(3, np.float32)})
+    (model / TORCH_INDEX).write_text("no index")
+    assert require_tensors(HuggingFaceDirectory(model), CONFIG) == ()
+
+
+def test_what_torch_saves_beside_the_weights_is_not_opened(torch_model: Path) -> None:
+    (torch_model / "training_args.bin").write_bytes(b"anything")
+    (torch_model / "pytorch_model.bin").rename(torch_model / "pytorch_model_1.bin")
+    assert require_tensors(HuggingFaceDirectory(torch_model), CONFIG) == ()
+
+
+def test_a_bomb_among_the_shards_is_named(torch_sharded: Path) -> None:
+    shard = torch_sharded / "pytorch_model-00002-of-00002.bin"
+    write_archive(shard, pickled({FINAL_NORM: b"cos\nsystem\n" + b")R"}), {})
+    refuse(torch_sharded, shard.name, "os.system", error=UnsafeCheckpointError)
+
+
+def test_a_torch_shard_that_the_index_names_and_nobody_has_is_refused(
+    torch_sharded: Path,
+) -> None:
+    (torch_sharded / "pytorch_model-00002-of-00002.bin").unlink()
+    refuse(torch_sharded, "pytorch_model-00002-of-00002.bin is missing", "download it again")
+
+
+def test_a_truncated_torch_shard_is_refused(torch_sharded: Path) -> None:
+    shard = torch_sharded / "pytorch_model-00002-of-00002.bin"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    refuse(torch_sharded, f"{shard.name} is truncated or not a torch checkpoint")
+
+
+def test_a_tensor_that_the_index_places_in_the_wrong_torch_shard_is_refused(
+    torch_sharded: Path,
+) -> None:
+    change_index(
+        torch_sharded,
+        lambda places: places.update(ghost="pytorch_model-00001-of-00002.bin"),
+        TORCH_INDEX,
+    )
+    refuse(torch_sharded, "pytorch_model-00001-of-00002.bin lacks ghost", TORCH_INDEX)
+
+
+def test_a_tensor_in_two_torch_files_without_an_index_is_refused(torch_model: Path) -> None:
+    shutil.copy(torch_model / "pytorch_model.bin", torch_model / "pytorch_model_2.bin")
+    (torch_model / "pytorch_model.bin").rename(torch_model / "pytorch_model_1.bin")
+    refuse(torch_model, "is both in", "pytorch_model_1.bin", "pytorch_model_2.bin")
+
+
+def test_a_tensor_of_a_torch_shard_that_the_index_does_not_place_is_not_the_models(
+    torch_sharded: Path,
+) -> None:
+    change_index(torch_sharded, lambda places: places.pop(FINAL_NORM), TORCH_INDEX)
+    assert FINAL_NORM not in HuggingFaceDirectory(torch_sharded).tensors
+
+
+@pytest.mark.parametrize("name", ["../other.bin", "/etc/passwd", "sub/x.bin", "..", "", "a\\b"])
+def test_an_index_of_torch_files_cannot_name_a_file_elsewhere(
+    torch_sharded: Path, name: str
+) -> None:
+    change_index(torch_sharded, lambda places: places.update({FINAL_NORM: name}), TORCH_INDEX)
+    refuse(torch_sharded, repr(name), "not a plain file name")
+
+
+def test_a_link_of_torch_weights_out_of_the_directory_is_refused(torch_model: Path) -> None:
+    (torch_model / "pytorch_model.bin").rename(torch_model.parent / "outside")
+    (torch_model / "pytorch_model.bin").symlink_to(torch_model.parent / "outside")
+    refuse(torch_model, "is a link out of its directory")
+
+
+def test_an_index_that_places_a_tensor_twice_is_refused(sharded: Path) -> None:
+    text = (sharded / INDEX).read_text()
+    twice = f'"weight_map": {{"{FINAL_NORM}": "model-00001-of-00002.safetensors", '
+    (sharded / INDEX).write_text(text.replace('"weight_map": {', twice))
+    refuse(sharded, INDEX, "final_layernorm.weight' is there twice")
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, -1])

@@ -13,6 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "glm3sdk"
 FRAMEWORKS = {
     "click",
+    "llguidance",
     "mindspore",
     "ml_dtypes",
     "numpy",

@@ -140,3 +140,23 @@ def test_predictions_that_cannot_be_written_are_known_before_a_model_is_loaded(
     assert result.exit_code == 2
     assert "glm3: error: cannot write" in result.stderr
     assert loaded.runtimes == []
+
+
+def test_a_call_can_be_required_where_the_data_has_one(tmp_path: Path, monkeypatch):
+    tools = [{"name": "f", "parameters": {"properties": {"a": {"enum": [1]}}, "required": ["a"]}}]
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"tools": tools, **TALK}), "utf-8")
+    arguments = "--data", path, "--max-seq-length", 400, "--json"
+    malformed = Message.assistant("```python\ntool_call(a=b)\n```", metadata="f")
+    play(monkeypatch, malformed, "done")
+    found = json.loads(glm3(*arguments).stdout)["tools"]
+    assert (found["called"], found["malformed"], found["arguments_exact_match"]) == (0, 1, 0.0)
+    play(monkeypatch, malformed, "done")
+    found = json.loads(glm3(*arguments, "--tool-choice", "required").stdout)
+    assert (found["tools"]["called"], found["tools"]["arguments_exact_match"]) == (1, 1.0)
+    # Text is not made a call of.
+    assert found["text"]["turns"] == 1
+    assert found["text"]["blank"] == 0
+    wrong = glm3(*arguments, "--tool-choice", "g")
+    assert wrong.exit_code == 2
+    assert "no tool 'g' (known: f)" in wrong.stderr

@@ -66,6 +66,7 @@ def plays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
             train=SimpleNamespace(report=Tally("d.jsonl", 8).report()),
             evaluation=None,
             total_steps=4,
+            output=SimpleNamespace(figure=lambda _: None),
             run=run,
         )
         monkeypatch.setattr("glm3sdk.bootstrap.load_finetune", lambda *_, **__: played)

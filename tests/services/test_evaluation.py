@@ -88,11 +88,12 @@ def test_tool_calls_are_matched_by_name_and_arguments():
         "no call": "It is sunny.",
     }
     report = evaluated(replies.values(), [(QUESTION, expected)] * len(replies))
-    assert report.tools == ToolReport(turns=8, called=6, right_name=5, right_call=4)
+    assert report.tools == ToolReport(turns=8, called=6, right_name=5, right_call=4, malformed=1)
     assert report.text is None
     assert report.tools.to_json() == {
         "turns": 8,
         "called": 6,
+        "malformed": 1,
         "name_exact_match": 5 / 8,
         "arguments_exact_match": 4 / 8,
     }

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 
+import attrs
 import pytest
 
 from glm3sdk.domain.chat import Message
@@ -146,3 +147,11 @@ def test_a_prediction_of_a_source_has_it_as_its_prompt(service):
         "prediction": "\none",
         "finish_reason": "stop",
     }
+
+
+def test_each_record_may_have_parameters_of_its_own(service):
+    short = attrs.evolve(GREEDY, max_new_tokens=2)
+    records = [turn("first"), turn("second"), ("third", ""), turn("fourth")]
+    choose = {records[1]: short, records[3]: short}
+    predictions = predict(service, records, config=lambda record: choose.get(record, GREEDY))
+    assert [each.finish_reason for each in predictions] == ["stop", "length", "stop", "length"]

@@ -22,11 +22,11 @@ from mindspore import Tensor, nn
 from mindspore.graph import api
 
 from glm3sdk._version import __version__
+from glm3sdk.adapters.cache_folder import cache_folder
 from glm3sdk.adapters.mindspore import model
 
 logger = logging.getLogger(__name__)
 
-FOLDER_VARIABLE = "GLM3SDK_CACHE_DIR"
 KEPT_GRAPHS = 64
 
 # MindSpore hashes the script that was started and what it imports, and cannot when there is
@@ -131,14 +131,8 @@ COMPILE_CACHE = CompileCache()
 
 def graph_folder() -> Path | None:
     """Where graphs are kept: `GLM3SDK_CACHE_DIR` (empty: nowhere), or the user's cache folder."""
-    chosen = os.environ.get(FOLDER_VARIABLE)
-    if chosen == "":
-        return None
-    try:
-        root = chosen or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "glm3sdk")
-    except RuntimeError:  # no home
-        return None
-    return Path(root).absolute() / "graphs"
+    root = cache_folder()
+    return root and root / "graphs"
 
 
 def _used_by_others() -> bool:

@@ -26,7 +26,9 @@ class LocalCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._opened = identity(path)
-        self._entries = read_manifest(path)
+        manifest = read_manifest(path)
+        self._entries = manifest.files
+        self._folder = path / manifest.directory  # of a copy from a blob store
         self._tensors = TensorFiles(path)
         for name in sorted(self._entries):
             file = self._member(name)
@@ -81,7 +83,7 @@ class LocalCheckpoint:
 
     def _member(self, name: str) -> Path:
         """A file of the manifest, which has its size and is not a link."""
-        file, size = self.path / name, self._entries[name].size
+        file, size = self._folder / name, self._entries[name].size
         try:
             status = file.lstat()
         except FileNotFoundError as exc:

@@ -16,7 +16,7 @@ from glm3sdk.ports.tensor_values import is_plain_name
 
 MANIFEST_FILE = "manifest.json"
 VERSION = 1
-_MAX_BYTES = 64 * 1024 * 1024
+MAX_BYTES = 64 * 1024 * 1024
 _CHUNK = 1024 * 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -27,6 +27,19 @@ class FileEntry:
 
     size: int
     sha256: str
+
+
+@attrs.frozen
+class Manifest:
+    """What a checkpoint consists of.
+
+    Attributes:
+        files: by their names.
+        directory: the one beside the manifest that they lie in; "" where they lie beside it.
+    """
+
+    files: Mapping[str, FileEntry]
+    directory: str = ""
 
 
 def digest_file(path: Path) -> FileEntry:
@@ -43,15 +56,16 @@ def digest_file(path: Path) -> FileEntry:
     return FileEntry(size, digest.hexdigest())
 
 
-def encode_manifest(files: Mapping[str, FileEntry]) -> bytes:
+def encode_manifest(files: Mapping[str, FileEntry], *, directory: str = "") -> bytes:
     """The bytes of manifest.json."""
     entries = {name: attrs.asdict(files[name]) for name in sorted(files)}
-    text = json.dumps({"version": VERSION, "files": entries}, indent=1, ensure_ascii=False)
-    return text.encode() + b"\n"
+    placed = {"directory": directory} if directory else {}
+    content = {"version": VERSION, **placed, "files": entries}
+    return json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
-def read_manifest(directory: Path) -> dict[str, FileEntry]:
-    """Read the manifest of a directory.
+def read_manifest(directory: Path) -> Manifest:
+    """Read the manifest of a local directory.
 
     Raises:
         InvalidCheckpointError: it is not a manifest of this version.
@@ -59,9 +73,22 @@ def read_manifest(directory: Path) -> dict[str, FileEntry]:
     """
     path = directory / MANIFEST_FILE
     with path.open("rb") as file:
-        data = file.read(_MAX_BYTES + 1)
-    if len(data) > _MAX_BYTES:
-        raise _invalid(path, f"is longer than {_MAX_BYTES} bytes")
+        data = file.read(MAX_BYTES + 1)
+    return parse_manifest(data, path)
+
+
+def parse_manifest(data: bytes, path: str | Path) -> Manifest:
+    """Read the bytes of manifest.json, of which at most one more than `MAX_BYTES` were taken.
+
+    Args:
+        data: the bytes.
+        path: where they came from, for messages.
+
+    Raises:
+        InvalidCheckpointError: it is not a manifest of this version.
+    """
+    if len(data) > MAX_BYTES:
+        raise _invalid(path, f"is longer than {MAX_BYTES} bytes")
     try:
         content = json.loads(data.decode(), object_pairs_hook=_without_duplicates)
     except UnicodeDecodeError as exc:
@@ -73,12 +100,17 @@ def read_manifest(directory: Path) -> dict[str, FileEntry]:
         raise InvalidCheckpointError(
             f"{path} is of version {version}, and this glm3sdk reads version {VERSION}; upgrade it"
         )
-    if type(version) is not int or version != VERSION or content.keys() != {"version", "files"}:
+    members = content.keys() - {"directory"} if isinstance(content, dict) else set()
+    if type(version) is not int or version != VERSION or members != {"version", "files"}:
         raise _invalid(path, f"is not an object of a version ({VERSION}) and files")
-    return _parse_files(path, content["files"])
+    directory = content.get("directory", "")
+    plain = isinstance(directory, str) and is_plain_name(directory)
+    if "directory" in content and not plain:
+        raise _invalid(path, f"names {directory!r}, which is not a directory beside it")
+    return Manifest(_parse_files(path, content["files"]), directory)
 
 
-def _parse_files(path: Path, content: Any) -> dict[str, FileEntry]:
+def _parse_files(path: str | Path, content: Any) -> dict[str, FileEntry]:
     if not isinstance(content, dict):
         raise _invalid(path, "names no files")
     files = {}
@@ -103,5 +135,5 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _invalid(path: Path, what: str) -> InvalidCheckpointError:
+def _invalid(path: str | Path, what: str) -> InvalidCheckpointError:
     return InvalidCheckpointError(f"{path} {what}; use another checkpoint or write it again")

@@ -21,7 +21,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from glm3sdk.adapters.storage.manifest import FileEntry
-from glm3sdk.adapters.storage.write_failure import writing
+from glm3sdk.adapters.storage.safetensors_header import CODES, METADATA, NAMES
+from glm3sdk.adapters.storage.write_failure import closing, writing
 from glm3sdk.errors import InvalidCheckpointError
 from glm3sdk.ports.arrays import HostArray
 from glm3sdk.ports.checkpoint_store import TensorSpec
@@ -33,21 +34,16 @@ from glm3sdk.ports.tensor_values import (
     index_ranges,
 )
 
-# The format's own names: BF16, F32, I64, U8, BOOL.
-_CODES = {
-    dtype: "BF16"
-    if dtype == "bfloat16"
-    else dtype.upper().replace("FLOAT", "F").replace("UINT", "U").replace("INT", "I")
-    for dtype in DTYPES
-}
-_NAMES = {code: dtype for dtype, code in _CODES.items()}
-_METADATA = "__metadata__"
 _CHUNK_BYTES = 8 * 1024 * 1024
 _READ_BYTES = 1024 * 1024
 
 
 def write_safetensors(
-    path: Path, specs: Mapping[str, TensorSpec], values: Iterable[tuple[str, HostArray]]
+    path: Path,
+    specs: Mapping[str, TensorSpec],
+    values: Iterable[tuple[str, HostArray]],
+    *,
+    framework: str = "pt",
 ) -> FileEntry:
     """Write a new file whose bytes are on the disk when this returns.
 
@@ -58,6 +54,7 @@ def write_safetensors(
         path: where there is no file yet.
         specs: every tensor's shape and dtype.
         values: the tensors, each once, in any order, converted to the spec's dtype.
+        framework: what the file says it is for, "pt" or "ms".
 
     Returns:
         The file's length and sha256.
@@ -67,11 +64,11 @@ def write_safetensors(
         CheckpointWriteError: no room or no permission; no file is left.
     """
     check_specs(path.name, specs, {})
-    header, offsets = _layout(path.name, specs)
+    header, offsets = _layout(path.name, specs, framework)
     with writing(path):
         file = path.open("x+b")
     try:
-        with file:
+        with closing(file):
             digest, hashed = hashlib.sha256(header), len(header)
             with writing(path):
                 file.write(header)
@@ -99,20 +96,22 @@ def write_safetensors(
     return FileEntry(hashed, digest.hexdigest())
 
 
-def _layout(file: str, specs: Mapping[str, TensorSpec]) -> tuple[bytes, dict[str, int]]:
+def _layout(
+    file: str, specs: Mapping[str, TensorSpec], framework: str
+) -> tuple[bytes, dict[str, int]]:
     """The file up to its data, and where in the file each tensor begins."""
     # Widest first: then each tensor's begin is a multiple of its item size.
     order = sorted(specs, key=lambda name: (-np.dtype(specs[name].dtype).itemsize, name))
     # Readers of other frameworks ask for a format before they open a file.
-    header: dict[str, Any] = {_METADATA: {"format": "pt"}}
+    header: dict[str, Any] = {METADATA: {"format": framework}}
     begin = 0
     for name in order:
-        if name == _METADATA:
+        if name == METADATA:
             raise InvalidCheckpointError(f"{file}: no tensor can be called {name}; rename it")
         spec = specs[name]
         end = begin + math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
         header[name] = {
-            "dtype": _CODES[spec.dtype],
+            "dtype": CODES[spec.dtype],
             "shape": list(spec.shape),
             "data_offsets": [begin, end],
         }
@@ -149,7 +148,7 @@ def read_specs(file: Path, *, dtypes: tuple[str, ...] = DTYPES) -> dict[str, Ten
         for name in opened.keys():  # noqa: SIM118  # the file is no mapping
             view = opened.get_slice(name)
             code = view.get_dtype()
-            dtype = _NAMES.get(code)
+            dtype = NAMES.get(code)
             shown = dtype if dtype in dtypes else code.lower()
             found[name] = TensorSpec(tuple(view.get_shape()), shown)
         return found

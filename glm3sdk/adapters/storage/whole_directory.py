@@ -59,7 +59,7 @@ def temporary(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be made.
     """
-    _make_directories(path.parent)
+    make_directories(path.parent)
     _tidy(path.parent)
     directory, lock = _claim(path)
     try:
@@ -242,9 +242,10 @@ def _settle(old: Path, path: Path) -> None:
             os.rename(old, path)
 
 
-def _make_directories(directory: Path) -> None:
+def make_directories(directory: Path) -> None:
+    """Make a directory and those above it; they are on the disk when this returns."""
     if not directory.is_dir():
-        _make_directories(directory.parent)
+        make_directories(directory.parent)
         with suppress(FileExistsError):
             directory.mkdir()
         sync_directory(directory.parent)

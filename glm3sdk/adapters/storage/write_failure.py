@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import BinaryIO
 
 from glm3sdk.errors import CheckpointWriteError
 
@@ -35,3 +36,19 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         remedy = _REMEDIES.get(exc.errno or 0, "see whether the disk is sound")
         reason = exc.strerror or exc
         raise CheckpointWriteError(f"cannot write {os.fspath(path)}: {reason}; {remedy}") from exc
+
+
+@contextmanager
+def closing(file: BinaryIO) -> Iterator[None]:
+    """Close a file at the end of the block.
+
+    Closing writes what is still in the file's buffer. Where the block failed, that fails for the
+    same reason and would hide the first error.
+    """
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            file.close()
+        raise
+    file.close()

@@ -1,0 +1,149 @@
+"""`glm3 convert`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from glm3sdk.cli.fetching import fetching, size_text
+
+if TYPE_CHECKING:  # they import numpy, and `glm3 --help` is to be quick
+    from glm3sdk.bootstrap.conversion import Progress
+    from glm3sdk.services.conversion import ConversionReport
+
+_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+
+
+class _Size(click.ParamType[int]):
+    """An amount of bytes such as 2GB, 500MB or 2GiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of bytes."""
+        match = _SIZE.fullmatch(str(value).strip())
+        if not match or (size := _bytes(match)) < 1:
+            self.fail(f"{value!r} is not an amount such as 2GB, 500MB or 2GiB", param, ctx)
+        return size
+
+
+@click.command()
+@click.argument("source", metavar="SRC", type=click.Path())
+@click.argument("destination", metavar="DST", type=click.Path())
+@click.option(
+    "--to",
+    required=True,
+    type=click.Choice(["hf", "safetensors", "mindspore", "mindspore-safetensors"]),
+    help="A directory in Hugging Face layout, or one file with MindFormers' names.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "bfloat16", "float32"]),
+    help="What to store weights in.  [default: what they are]",
+)
+@click.option(
+    "--config",
+    metavar="PATH|PRESET",
+    help="The model's config.json, for weights that have none beside them.",
+)
+@click.option(
+    "--max-shard-size",
+    "max_shard_bytes",
+    type=_Size(),
+    default="2GB",
+    show_default=True,
+    metavar="SIZE",
+    help="Of a safetensors file of a directory.",
+)
+@click.option("--no-verify", is_flag=True, help="Compare neither the source nor what was written.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def convert(
+    source: str, destination: str, *, no_verify: bool, as_json: bool, **options: Any
+) -> None:
+    """Write a model in another format: Hugging Face's or MindSpore's.
+
+    SRC is a model's directory (safetensors, or the .bin files that torch saved, which are read
+    without torch), a finetune run, a LoRA adapter (merged with its base), a .ckpt, .safetensors
+    or .bin file, a published name or a URI. DST must not be there yet: a directory or a URI for
+    hf (safetensors is another word for it), a .ckpt file for mindspore, a .safetensors file for
+    mindspore-safetensors. Files of SRC whose sha256 is known are compared with it first, and
+    everything that is written is read back.
+    """
+    from glm3sdk.bootstrap.conversion import convert as converted
+    from glm3sdk.bootstrap.models import is_fetched, model_directory
+
+    if is_fetched(source):
+        with fetching(source) as on_fetch:
+            source = str(model_directory(source, progress=on_fetch))
+    with _bars() as progress:
+        report = converted(source, destination, verify=not no_verify, progress=progress, **options)
+    if as_json:
+        click.echo(json.dumps(report.to_json(), ensure_ascii=False))
+    else:
+        _show(report)
+
+
+def _bytes(match: re.Match[str]) -> int:
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** _UNITS[match[2].upper()])
+
+
+@contextmanager
+def _bars() -> Iterator[Progress | None]:
+    """A bar for each part of the work; None where standard error is no terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    bars: dict[str, Any] = {}
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn()
+    with Progress(
+        *columns, TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+    ) as shown:
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                bars[stage] = shown.add_task(stage, total=total)
+            shown.update(bars[stage], completed=done)
+
+        yield show
+
+
+def _show(report: ConversionReport) -> None:
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in report.dtypes.items())
+    click.echo(
+        f"wrote {report.tensors} tensors ({dtypes}; {size_text(report.bytes)}) to "
+        f"{report.destination} in {report.seconds:.1f} s"
+    )
+    if report.verified:
+        click.echo("read back: names, shapes, dtypes and sha256 are right")
+    for file in report.files:
+        click.echo(f"  {file.sha256}  {file.name}")
+    click.echo(f"model: {report.model}", err=True)
+    if report.training_state:
+        click.echo(f"left out: {report.training_state} tensors of a training run's state", err=True)
+    if report.unknown:
+        click.echo(f"left out, no part of the model: {', '.join(report.unknown)}", err=True)
+    if report.format != "hf":
+        return
+    if any(file.name == "tokenizer.model" for file in report.files):
+        click.echo(f"chat with it: {shlex.join(['glm3', 'chat', '--model', report.destination])}")
+    else:
+        click.echo("the source has no tokenizer.model; put it there to chat", err=True)
