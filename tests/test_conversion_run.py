@@ -353,11 +353,12 @@ def test_a_finetune_runs_result_is_converted_without_its_optimizer(tmp_path: Pat
     assert (report.tensors, report.model) == (17, str(tmp_path / "run" / "result" / "config.json"))
 
 
-def test_an_adapter_is_merged_in_its_bases_dtype(tmp_path: Path) -> None:
-    base = made(tmp_path / "base")
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    target = "transformer.encoder.layers.0.self_attention.query_key_value"
+ADAPTED = "transformer.encoder.layers.0.self_attention.query_key_value"
+
+
+def write_adapter(path: Path, base: Path) -> dict[str, HostArray]:
+    """A LoRA adapter of all layers; returns its matrices."""
+    path.mkdir()
     values = {
         "peft_type": "LORA",
         "r": 2,
@@ -365,21 +366,27 @@ def test_an_adapter_is_merged_in_its_bases_dtype(tmp_path: Path) -> None:
         "target_modules": ["query_key_value"],
         "base_model_name_or_path": str(base),
     }
-    (adapter / "adapter_config.json").write_text(json.dumps(values))
+    (path / "adapter_config.json").write_text(json.dumps(values))
     rng = np.random.default_rng(0)
     matrices = {}
     for layer in range(CONFIG.num_layers):
-        name = f"base_model.model.{target.replace('.0.', f'.{layer}.')}"
+        name = f"base_model.model.{ADAPTED.replace('.0.', f'.{layer}.')}"
         for half, shape in (("A", (2, 8)), ("B", (CONFIG.qkv_size, 2))):
             matrices[f"{name}.lora_{half}.weight"] = rng.standard_normal(shape).astype(np.float32)
-    save_file(matrices, adapter / "adapter_model.safetensors")
+    save_file(matrices, path / "adapter_model.safetensors")
+    return matrices
+
+
+def test_an_adapter_is_merged_in_its_bases_dtype(tmp_path: Path) -> None:
+    base, adapter = made(tmp_path / "base"), tmp_path / "adapter"
+    matrices = write_adapter(adapter, base)
     report = convert(adapter, tmp_path / "out", to="hf")
     assert report.dtypes == {"float16": 17}
     assert report.model == f"the base model of {adapter}"
     assert (tmp_path / "out" / "tokenizer.model").is_file()
-    a, b = (matrices[f"base_model.model.{target}.lora_{half}.weight"] for half in "AB")
-    before = HuggingFaceDirectory(base).read(f"{target}.weight").astype(np.float32)
-    after = HuggingFaceDirectory(tmp_path / "out").read(f"{target}.weight")
+    a, b = (matrices[f"base_model.model.{ADAPTED}.lora_{half}.weight"] for half in "AB")
+    before = HuggingFaceDirectory(base).read(f"{ADAPTED}.weight").astype(np.float32)
+    after = HuggingFaceDirectory(tmp_path / "out").read(f"{ADAPTED}.weight")
     assert after.tobytes() == (before + np.float32(2) * (b @ a)).astype(np.float16).tobytes()
 
 
@@ -493,8 +500,7 @@ def test_an_adapter_is_not_merged_with_a_base_that_differs_from_its_known_sum(
     model: Path, tmp_path: Path
 ) -> None:
     convert(model, tmp_path / "base", to="hf")
-    name = "transformer.encoder.layers.0.self_attention.query_key_value"
-    values = {"r": 2, "lora_alpha": 4, "target_modules": ["query_key_value"], "peft_type": "LORA"}
+    write_adapter(tmp_path / "adapter", tmp_path / "base")
     convert(tmp_path / "adapter", tmp_path / "merged", to="hf")
     flip_last_byte(tmp_path / "base" / "model.safetensors")
     refuse(tmp_path / "adapter", tmp_path / "out", r"base/model\.safetensors is not what was")
@@ -664,6 +670,11 @@ def test_progress_counts_what_is_written_and_then_what_is_checked(
     )
     assert not report.verified
     assert {stage for stage, _, _ in told} == {"writing"}
+    told.clear()
+    convert(tmp_path / "1", tmp_path / "3", to="hf", progress=lambda *at: told.append(at))
+    known = (tmp_path / "1" / "model.safetensors").stat().st_size
+    assert told[0] == ("reading", known, known)
+    assert {stage for stage, _, _ in told[1:]} == {"writing", "checking"}
 
 
 @pytest.mark.parametrize("to", FORMATS)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-import ml_dtypes  # noqa: F401  # gives numpy the dtype name "bfloat16"
+import ml_dtypes
 import numpy as np
 
 from glm3sdk.errors import InvalidCheckpointError
@@ -119,7 +120,7 @@ def converted(file: str, name: str, values: HostArray, dtype: str) -> HostArray:
     """
     try:
         with np.errstate(over="raise"):
-            return values.astype(np.dtype(dtype), copy=False)
+            return values.astype(_numpy_dtype(dtype), copy=False)
     except FloatingPointError as exc:
         raise InvalidCheckpointError(
             f"{file}: tensor {name} has values that {dtype} cannot hold; store it as float32"
@@ -142,3 +143,8 @@ def index_ranges(
     full = index + (slice(None),) * (len(shape) - len(index))
     bounds = [part.indices(size)[:2] for part, size in zip(full, shape, strict=True)]
     return tuple((start, max(start, stop)) for start, stop in bounds)
+
+
+def _numpy_dtype(name: str) -> np.dtype[Any]:
+    # MindSpore gives numpy's name "bfloat16" to a type of its own, whoever imports it.
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)

@@ -28,7 +28,7 @@ TENSORS: Tensors = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def ms() -> Any:
     import mindspore
 
