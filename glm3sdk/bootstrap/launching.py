@@ -22,7 +22,9 @@ from glm3sdk.adapters.cluster.launch_plan import (
     plan_processes,
 )
 from glm3sdk.adapters.cluster.launcher import Launcher, Remote
-from glm3sdk.adapters.cluster.links import LeadingLink, Link, MemberLink, Pace, listen
+from glm3sdk.adapters.cluster.leading_link import LeadingLink, listen
+from glm3sdk.adapters.cluster.links import Link, Pace
+from glm3sdk.adapters.cluster.member_link import MemberLink
 from glm3sdk.adapters.cluster.node_part import (
     DEFAULT_PORT,
     Host,

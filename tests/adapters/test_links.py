@@ -16,8 +16,10 @@ from glm3sdk.adapters.cluster.coordination import (
     Start,
     Stop,
 )
+from glm3sdk.adapters.cluster.leading_link import LeadingLink
 from glm3sdk.adapters.cluster.lines import LONGEST
-from glm3sdk.adapters.cluster.links import LeadingLink, MemberLink, Pace
+from glm3sdk.adapters.cluster.links import Pace
+from glm3sdk.adapters.cluster.member_link import MemberLink
 from glm3sdk.errors import LaunchError
 
 PACE = Pace(every_s=1.0, silence_s=10.0, join_s=60.0)
