@@ -18,7 +18,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401  # gives numpy the dtype name "bfloat16"
 import numpy as np
 import pytest
-from memory_storage import register_blobs
+from memory_storage import PassingBlobs, register_blobs
 from reference.glm3_numpy import forward
 from reference.torch_files import pickled, write_archive, write_torch, write_torch_shards
 from safetensors import safe_open
@@ -747,6 +747,28 @@ def test_a_model_is_converted_to_a_uri_and_from_one(
     with stopping_at(30) as progress:
         convert(model, "memory://bucket/other", to="hf", progress=progress)
     assert [blob.uri for blob in blobs.list("memory://bucket/other")] == []
+
+
+def test_what_was_sent_before_a_kill_is_no_obstacle_and_is_not_sent_again(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+
+    def tell(step: str) -> None:
+        if step.startswith("before writing"):
+            written.append(step.rsplit("/", 1)[1])
+            if written == ["config.json", "tokenizer.model"]:
+                raise KeyboardInterrupt
+
+    blobs = PassingBlobs(MemoryBlobStore(), tell)
+    register_blobs(monkeypatch, lambda: blobs)
+    with pytest.raises(KeyboardInterrupt):
+        convert(model, "memory://bucket/glm3", to="hf")
+    assert [blob.uri.rsplit("/", 1)[1] for blob in blobs.list("memory://bucket")] == ["config.json"]
+    assert convert(model, "memory://bucket/glm3", to="hf").verified
+    assert written.count("config.json") == 1
+    blobs.write("memory://bucket/mine/data-0123456789abcdef/a/thesis.txt", b"years of work")
+    refuse(model, "memory://bucket/mine", "is there already")
 
 
 def test_memory_is_bounded_by_a_tensor(tmp_path: Path) -> None:

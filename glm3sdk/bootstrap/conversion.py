@@ -269,11 +269,12 @@ def _require_nothing_at(uri: str) -> None:
         with reading(path):
             require_absent(path)
         return
-    if has_blob_store(uri):
-        there = next(iter(blob_store(uri).list(uri)), None) is not None
+    store = checkpoint_store(uri)
+    if isinstance(store, BlobCheckpointStore):  # what a killed conversion sent is gone on with
+        free = store.is_free(uri)
     else:
-        there = uri.rstrip("/") in checkpoint_store(uri).list(uri.rstrip("/").rpartition("/")[0])
-    if there:
+        free = uri.rstrip("/") not in store.list(uri.rstrip("/").rpartition("/")[0])
+    if not free:
         raise InvalidCheckpointError(f"{uri} is there already; remove it or pass another URI")
 
 

@@ -128,6 +128,15 @@ class BlobCheckpointStore:
         parents = (parent for parent, name in found if name == MANIFEST_FILE)
         return tuple(sorted(each for each in parents if each.count("/") == uri.count("/") + 1))
 
+    def is_free(self, uri: str) -> bool:
+        """Whether nothing is below `uri`, except what unfinished writers left there.
+
+        Raises:
+            BlobUnavailableError, BlobAccessError: the store does not answer.
+        """
+        uri = uri.rstrip("/")
+        return all(_is_unfinished(uri, blob) for blob in self._blobs.list(uri))
+
     def delete(self, uri: str) -> None:
         """Remove a published checkpoint, its manifest first, and what unfinished ones left there.
 
@@ -143,9 +152,8 @@ class BlobCheckpointStore:
         self._blobs.delete(blob.uri)
         if manifest:
             self._remove_files(uri, manifest)
-        for each in self._below(uri):  # of writers that did not come to their end
-            directory = each.uri.split("/")[-2]
-            if _OWN.fullmatch(directory) and each.uri.count("/") == uri.count("/") + 2:
+        for each in self._below(uri):
+            if _is_unfinished(uri, each):
                 self._remove(each.uri)
 
     def _publish(self, uri: str, directory: Path, files: Mapping[str, FileEntry]) -> None:
@@ -204,6 +212,12 @@ class BlobCheckpointStore:
         except Glm3Error as exc:
             # It costs room and no more.
             _log.warning("%s belongs to no checkpoint and stays: %s", uri, exc)
+
+
+def _is_unfinished(uri: str, blob: Blob) -> bool:
+    """Whether a blob lies where a writer puts its files before there is a manifest."""
+    directory = blob.uri.split("/")[-2]
+    return bool(_OWN.fullmatch(directory)) and blob.uri.count("/") == uri.count("/") + 2
 
 
 @contextmanager
