@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from glm3sdk.bootstrap.conversion import convert
     from glm3sdk.bootstrap.resharding import merge_checkpoint, split_checkpoint
+    from glm3sdk.bootstrap.tools import load_tools
     from glm3sdk.domain.chat import (
         CodeCell,
         Completion,
@@ -76,6 +77,7 @@ _HOMES = {
     ),
     "glm3sdk.bootstrap.conversion": ("convert",),
     "glm3sdk.bootstrap.resharding": ("merge_checkpoint", "split_checkpoint"),
+    "glm3sdk.bootstrap.tools": ("load_tools",),
     "glm3sdk.domain.chat": (
         "CodeCell",
         "Completion",
@@ -164,6 +166,7 @@ __all__ = [
     "load_runtime",
     "load_service",
     "load_tokenizer",
+    "load_tools",
     "merge_checkpoint",
     "parse_reply",
     "pull",

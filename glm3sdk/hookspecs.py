@@ -9,15 +9,23 @@ def glm3_register_runtimes(register):
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
 
-from glm3sdk.domain.model import Glm3Config
-from glm3sdk.ports.blob_store import BlobStore
-from glm3sdk.ports.checkpoint_store import CheckpointReader, CheckpointStore
-from glm3sdk.ports.model_runtime import ModelRuntime
+if TYPE_CHECKING:  # a plugin of one kind should not import what all kinds need
+    import click
+
+    from glm3sdk.domain.model import Glm3Config
+    from glm3sdk.domain.tool_functions import Tool
+    from glm3sdk.ports.blob_store import BlobStore
+    from glm3sdk.ports.checkpoint_store import CheckpointReader, CheckpointStore
+    from glm3sdk.ports.cluster_topology import ClusterTopology
+    from glm3sdk.ports.metric_sink import MetricSink
+    from glm3sdk.ports.model_runtime import ModelRuntime
+    from glm3sdk.ports.tokenizer import Tokenizer
 
 PROJECT = "glm3sdk"
 
@@ -69,6 +77,77 @@ class RegisterCheckpointStore(Protocol):
         """Register `factory` for "SCHEME://..."; a scheme that is taken is an error."""
 
 
+class TokenizerFactory(Protocol):
+    """Opens the tokenizer of a model."""
+
+    def __call__(self, path: Path) -> Tokenizer:
+        """Return the tokenizer.
+
+        Args:
+            path: the model's directory, or the tokenizer's own file.
+        """
+
+
+class RegisterTokenizer(Protocol):
+    """Adds a tokenizer under a name."""
+
+    def __call__(self, name: str, factory: TokenizerFactory) -> None:
+        """Register `factory` as `name`; a name that is taken is an error."""
+
+
+class TopologyFactory(Protocol):
+    """Makes the topology of this process."""
+
+    def __call__(self, *, environ: Mapping[str, str]) -> ClusterTopology:
+        """Return the topology, not yet initialized.
+
+        Args:
+            environ: such as `os.environ`.
+        """
+
+
+class RegisterTopology(Protocol):
+    """Adds a topology under a name."""
+
+    def __call__(self, name: str, factory: TopologyFactory) -> None:
+        """Register `factory` as `name`; a name that is taken is an error."""
+
+
+class MetricSinkFactory(Protocol):
+    """Opens a sink for one run."""
+
+    def __call__(self, *, folder: Path, uri: str, first_step: int) -> MetricSink:
+        """Return the open sink.
+
+        Args:
+            folder: a local directory of the run.
+            uri: where the run's result goes; the directory again, or such as "obs://bucket/run".
+            first_step: what an earlier process of the run recorded from this step on counts no
+                more.
+        """
+
+
+class RegisterMetricSink(Protocol):
+    """Adds a metric sink under a name."""
+
+    def __call__(self, name: str, factory: MetricSinkFactory) -> None:
+        """Register `factory` as `name`; a name that is taken is an error."""
+
+
+class RegisterTool(Protocol):
+    """Adds a tool under a name."""
+
+    def __call__(self, name: str, factory: Callable[[], Tool | Callable[..., Any]]) -> None:
+        """Register what makes a `Tool`, or a function to describe; a taken name is an error."""
+
+
+class RegisterCommand(Protocol):
+    """Adds a command under a name."""
+
+    def __call__(self, name: str, factory: Callable[[], click.Command]) -> None:
+        """Register what makes the command `glm3 NAME`; a name that is taken is an error."""
+
+
 class Hooks:
     """Every hook; a plugin implements the ones it needs, as functions without self."""
 
@@ -89,4 +168,36 @@ class Hooks:
         """Call `register(scheme, factory)` for checkpoints that are not files on a blob store.
 
         It goes before the blob store of the same scheme, for checkpoints alone.
+        """
+
+    @hookspec
+    def glm3_register_tokenizers(self, register: RegisterTokenizer) -> None:
+        """Call `register(name, factory)` for each tokenizer that the plugin brings.
+
+        `load_tokenizer` and `load_service` take the name as `tokenizer=`.
+        """
+
+    @hookspec
+    def glm3_register_topologies(self, register: RegisterTopology) -> None:
+        """Call `register(name, factory)` for each way of ranks to meet that the plugin brings."""
+
+    @hookspec
+    def glm3_register_metric_sinks(self, register: RegisterMetricSink) -> None:
+        """Call `register(name, factory)` for each place where a finetune's figures may go.
+
+        A run names its sinks in `metrics.sinks`.
+        """
+
+    @hookspec
+    def glm3_register_tools(self, register: RegisterTool) -> None:
+        """Call `register(name, factory)` for each tool that the plugin brings.
+
+        `load_tools` and `glm3 chat --tool` take the name; nothing is called before.
+        """
+
+    @hookspec
+    def glm3_register_commands(self, register: RegisterCommand) -> None:
+        """Call `register(name, factory)` for each command that the plugin adds to `glm3`.
+
+        `factory()` gives a click command; it is called when the command is used.
         """

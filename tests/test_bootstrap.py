@@ -37,7 +37,7 @@ def test_a_plugin_registers_a_runtime_like_the_built_in_ones():
     factories = registered(
         plugin_manager([builtin, other], discover=False), "glm3_register_runtimes", "runtime"
     )
-    assert sorted(factories) == ["mindspore-ascend", "mindspore-cpu", "mine"]
+    assert sorted(factories) == ["mindspore-ascend", "mindspore-cpu", "mine", "openvino"]
     assert factories["mine"] is scripted
 
 

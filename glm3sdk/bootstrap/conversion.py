@@ -119,7 +119,7 @@ def convert(
         raise UnsupportedOptionError(f"files of {max_shard_bytes} bytes hold nothing; pass more")
     kind = HUGGING_FACE if to == "safetensors" else to
     if kind == HUGGING_FACE:
-        _require_nothing_at(target)
+        require_nothing_at(target)
     else:
         target = str(_file_target(target, kind))
     opened = open_source(source, config)
@@ -160,9 +160,9 @@ def _write_directory(
 ) -> Mapping[str, FileEntry]:
     store, specs = checkpoint_store(uri), copying.specs
     total = sum(map(size_of, specs.values()))
-    folder = _folder_of(store, uri)
+    folder = folder_of(store, uri)
     if folder is not None:
-        _require_space(folder, total, uri)
+        require_space(folder, total, uri)
     writer = store.create(uri)
     publishing = False
     try:
@@ -184,7 +184,7 @@ def _write_directory(
             stored = store.open(uri)
             stored.verify()
             copying.check(stored, uri)
-        return _entries(uri)
+        return entries_of(uri)
     except BaseException:
         writer.abort()
         if publishing:
@@ -197,7 +197,7 @@ def _write_file(
     path: Path, kind: str, copying: Copying, *, verify: bool
 ) -> Mapping[str, FileEntry]:
     specs = copying.specs
-    _require_space(path.parent, sum(map(size_of, specs.values())), str(path))
+    require_space(path.parent, sum(map(size_of, specs.values())), str(path))
     with new_file(path) as part:
         if kind == MINDSPORE:
             entry = write_mindspore_ckpt(part, specs, copying.values(specs))
@@ -258,7 +258,7 @@ def _file_target(destination: str, kind: str) -> Path:
     return path
 
 
-def _require_nothing_at(uri: str) -> None:
+def require_nothing_at(uri: str) -> None:
     """Check that nothing would be written over.
 
     Raises:
@@ -278,14 +278,19 @@ def _require_nothing_at(uri: str) -> None:
         raise InvalidCheckpointError(f"{uri} is there already; remove it or pass another URI")
 
 
-def _folder_of(store: CheckpointStore, uri: str) -> Path | None:
+def folder_of(store: CheckpointStore, uri: str) -> Path | None:
     """Where on a local disk a checkpoint is put together; None where the store does not tell."""
     if scheme_of(uri) == LOCAL_SCHEME:
         return local_path(uri).parent
     return store.staging if isinstance(store, BlobCheckpointStore) else None
 
 
-def _require_space(folder: Path, size: int, target: str) -> None:
+def require_space(folder: Path, size: int, target: str) -> None:
+    """Check that a disk has room for so many bytes.
+
+    Raises:
+        CheckpointWriteError: it has not; the message has the figures.
+    """
     place = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
     with writing(place):
         free = shutil.disk_usage(place).free
@@ -296,7 +301,7 @@ def _require_space(folder: Path, size: int, target: str) -> None:
         )
 
 
-def _entries(uri: str) -> Mapping[str, FileEntry]:
+def entries_of(uri: str) -> Mapping[str, FileEntry]:
     """The files that the manifest of what was written names."""
     if not has_blob_store(uri):
         return {}

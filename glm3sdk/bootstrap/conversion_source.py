@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from glm3sdk.adapters.openvino.directory import open_converted
 from glm3sdk.adapters.storage.directory_files import member, read_json
 from glm3sdk.adapters.storage.file_check import check_digest
 from glm3sdk.adapters.storage.hugging_face import CONFIG_FILE, TOKENIZER_FILE
@@ -113,6 +114,11 @@ def open_source(
         reader, files = _open_file(path) if path.is_file() else _open_directory(path)
         values, model = _config_values(place, config)
         known = None if values is None else _parsed(values, model)
+        if known is not None and path.is_dir() and open_converted(path, known) is not None:
+            raise InvalidCheckpointError(
+                f"{path} was converted for the runtime 'openvino', and nothing else can be made of "
+                "it; pass the model it was converted from"
+            )
         weights = find_weights(reader, known, str(path))
         require_tensors(weights.reader, weights.config)
         return ConversionSource(

@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
 
 import attrs
+import numpy as np
 
 from glm3sdk.adapters.storage.jsonl import JsonLinesFile
 from glm3sdk.adapters.word_segmentation import jieba_words
 from glm3sdk.bootstrap.prediction import ConfiguredModel, configured_model, read_config
+from glm3sdk.bootstrap.serving import load_runtime
 from glm3sdk.config.contradictions import FLASH_ATTENTION_MULTIPLE
 from glm3sdk.config.schema import RunConfig
 from glm3sdk.domain.constraints import CallRule
@@ -22,27 +25,31 @@ from glm3sdk.domain.generation import GenerationConfig
 from glm3sdk.domain.prompt import offered_tools
 from glm3sdk.domain.replies import INTERPRETER
 from glm3sdk.errors import (
+    InvalidCheckpointError,
     InvalidDatasetError,
     InvalidMessageError,
     InvalidToolError,
     PromptTooLongError,
     UserError,
 )
+from glm3sdk.ports.arrays import FloatArray
 from glm3sdk.ports.model_runtime import ModelRuntime
-from glm3sdk.ports.training import StepMetrics, TrainingPlan
+from glm3sdk.ports.training import StepMetrics, TokenBatch, TrainingPlan
 from glm3sdk.services.continuations import RecordReader
 from glm3sdk.services.datasets import open_dataset
 from glm3sdk.services.evaluation import EvaluationReport, measure_loss, require_call, score
 from glm3sdk.services.prediction import GREEDY, Prediction, Record, predict
 from glm3sdk.services.preflight import DatasetReport
+from glm3sdk.services.quality import Agreement, compare, learned_logits
 from glm3sdk.services.record_layout import training_layout
 
 
 class Stage(StrEnum):
-    """What an evaluation is at: letting the model write, or measuring its loss."""
+    """What an evaluation is at: letting the model write, measuring its loss, or comparing it."""
 
     PREDICT = "predict"
     LOSS = "loss"
+    COMPARE = "compare"
 
 
 @attrs.frozen
@@ -129,6 +136,54 @@ class Evaluation:
             loss = measure_loss(self._losses(service.runtime, progress))
         return attrs.evolve(report, left_out=self.left_out, loss=loss)
 
+    def compare(
+        self,
+        against: str | os.PathLike[str],
+        *,
+        runtime: str | None = None,
+        progress: Callable[[EvaluationProgress], None] = lambda _: None,
+    ) -> Agreement:
+        """Compare the model's logits with another's over the file's learned tokens.
+
+        One model is in memory at a time; the other's logits wait in a temporary file, 4 bytes
+        for each token of the vocabulary and each learned token.
+
+        Args:
+            against: the reference, as `load_service` takes it; both have one tokenizer.
+            runtime: what runs the reference.
+            progress: called as each model goes on, twice over the file's sequences.
+
+        Raises:
+            InvalidCheckpointError: their vocabularies differ.
+            InvalidDatasetError: nothing in the file is learned.
+        """
+        total, done = 2 * len(self._dataset), 0
+
+        def batches() -> Iterator[TokenBatch]:
+            nonlocal done
+            for batch in self._dataset.in_order(1):
+                yield batch
+                done += 1
+                progress(EvaluationProgress(Stage.COMPARE, done, total))
+
+        with TemporaryFile() as kept:
+            with closing(load_runtime(against, runtime=runtime)) as reference:
+                vocab_size = reference.config.padded_vocab_size
+                if vocab_size != self._model.opened.config.padded_vocab_size:
+                    raise InvalidCheckpointError(
+                        f"{os.fspath(against)} has a vocabulary of {vocab_size} and the model "
+                        f"one of {self._model.opened.config.padded_vocab_size}; compare models "
+                        "of one tokenizer"
+                    )
+                for logits, _ in learned_logits(reference, batches()):
+                    kept.write(logits.data)
+            kept.seek(0)
+            with closing(self._model.load()) as service:
+                return compare(
+                    (logits, _next_logits(kept, logits), targets)
+                    for logits, targets in learned_logits(service.runtime, batches())
+                )
+
     def _losses(
         self, runtime: ModelRuntime, progress: Callable[[EvaluationProgress], None]
     ) -> Iterator[StepMetrics]:
@@ -211,6 +266,11 @@ class Evaluation:
             return attrs.evolve(config, tool_choice=None)
         called = expected.metadata and expected.metadata != INTERPRETER
         return config if called else attrs.evolve(config, tool_choice=CallRule.MAY.value)
+
+
+def _next_logits(file: BinaryIO, like: FloatArray) -> FloatArray:
+    """As many logits as another array has, from where a file is read."""
+    return np.frombuffer(file.read(like.nbytes), np.float32).reshape(like.shape)
 
 
 def load_evaluation(

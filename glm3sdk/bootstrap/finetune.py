@@ -14,6 +14,7 @@ import attrs
 from glm3sdk.adapters.storage.hugging_face import CONFIG_FILE, TOKENIZER_FILE
 from glm3sdk.adapters.storage.jsonl import JsonLinesFile
 from glm3sdk.bootstrap.disk_space import require_space
+from glm3sdk.bootstrap.metric_sinks import find_sinks, open_sinks
 from glm3sdk.bootstrap.models import (
     BUNDLED,
     OpenedModel,
@@ -25,7 +26,7 @@ from glm3sdk.bootstrap.prediction import read_config
 from glm3sdk.bootstrap.pulling import pull_tokenizer
 from glm3sdk.bootstrap.run_fingerprint import fingerprint
 from glm3sdk.bootstrap.run_output import RunOutput, run_output
-from glm3sdk.bootstrap.runtimes import runtime_factory, start_runtime
+from glm3sdk.bootstrap.runtimes import check_runtime, runtime_factory, start_runtime
 from glm3sdk.bootstrap.serving import load_tokenizer
 from glm3sdk.config.contradictions import FLASH_ATTENTION_MULTIPLE
 from glm3sdk.config.loader import dump_config
@@ -128,7 +129,14 @@ class Finetune:
                 require_space(output, session, self.config.checkpoints, self.total_steps, step)
                 if not step:
                     output.write_config(dump_config(self.config))
-                sinks = stack.enter_context(output.sinks(step + 1))
+                sinks = stack.enter_context(
+                    open_sinks(
+                        find_sinks(self.config.metrics.sinks),
+                        folder=output.folder,
+                        uri=output.uri,
+                        first_step=step + 1,
+                    )
+                )
                 with _advising(output):
                     result = run.run(sinks=sinks, on_event=on_event, should_stop=should_stop)
             output.end(finished=result.finished)
@@ -239,7 +247,8 @@ def load_finetune(
         InvalidTokenizerError: the tokenizer does not fit the model.
         InvalidCheckpointError: the model to start from cannot be opened.
         UnsupportedOptionError: the configuration asks for several cards.
-        UnknownNameError: nothing is known by the runtime's name, or for the output's scheme.
+        UnknownNameError: nothing is known by the name of the runtime or of a metric sink, or for
+            the output's scheme.
     """
     config = read_config(config, overrides)
     if config.mode is not RunMode.FINETUNE:
@@ -250,8 +259,10 @@ def load_finetune(
                 f"parallel.{name} is {cards} and a run trains on one card; set parallel.{name}=1"
             )
     runtime_factory(config.runtime.name)
+    find_sinks(config.metrics.sinks)
     output = run_output(config.output)
     opened = open_model(config.model.path)
+    check_runtime(opened, config.runtime.name)
     path = _tokenizer_file(config.model.tokenizer or opened.tokenizer_path or opened.path)
     return Finetune(config, output, opened, load_tokenizer(path), path.read_bytes())
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import attrs
 
+from glm3sdk.adapters.openvino.directory import WEIGHTS_FILE, open_converted
+from glm3sdk.adapters.openvino.runtime import NAME as OPENVINO
 from glm3sdk.adapters.storage.hugging_face import HuggingFaceDirectory
 from glm3sdk.adapters.storage.local import LocalCheckpointStore
 from glm3sdk.adapters.storage.safetensors_file import TensorFiles, read_specs
@@ -40,6 +42,7 @@ class OpenedModel:
         tokenizer_path: its tokenizer.model, or None.
         path: its directory.
         files: the files that its weights are read from, an adapter's and its base's.
+        runtime: the one runtime that its weights were converted for, or None.
     """
 
     config: Glm3Config
@@ -47,6 +50,7 @@ class OpenedModel:
     tokenizer_path: Path | None
     path: Path
     files: tuple[Path, ...]
+    runtime: str | None = None
 
 
 def is_fetched(model: str | os.PathLike[str]) -> bool:
@@ -102,6 +106,16 @@ def open_model(model: str | os.PathLike[str]) -> OpenedModel:
 def _open(path: Path, *, adapters_left: int) -> OpenedModel:
     if not (path / ADAPTER_CONFIG).is_file():
         directory = HuggingFaceDirectory(path)
+        converted = open_converted(path, directory.config)
+        if converted is not None:
+            return OpenedModel(
+                directory.config,
+                converted,
+                directory.tokenizer_path,
+                path,
+                (path / WEIGHTS_FILE,),
+                runtime=OPENVINO,
+            )
         require_tensors(directory, directory.config)
         return OpenedModel(
             directory.config, directory, directory.tokenizer_path, path, directory.files
@@ -116,6 +130,11 @@ def _open(path: Path, *, adapters_left: int) -> OpenedModel:
     except (OSError, ValueError) as exc:
         raise InvalidCheckpointError(f"{path} is not an adapter: {exc}") from exc
     base = _open(_base_of(path, base_name), adapters_left=adapters_left - 1)
+    if base.runtime is not None:
+        raise InvalidCheckpointError(
+            f"{path}: its base model {base.path} was converted for the runtime {base.runtime!r}, "
+            "and nothing can be merged into it; name the model it was converted from"
+        )
     merged = MergedCheckpoint(base.checkpoint, adapter, lora=lora, config=base.config)
     own_tokenizer = path / _TOKENIZER
     tokenizer_path = own_tokenizer if own_tokenizer.is_file() else base.tokenizer_path

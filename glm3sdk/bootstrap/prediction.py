@@ -15,7 +15,7 @@ from glm3sdk.adapters.llguidance.compiler import LlguidanceConstraints
 from glm3sdk.adapters.storage.jsonl import JsonLinesFile
 from glm3sdk.adapters.storage.whole_file import whole_file
 from glm3sdk.bootstrap.models import OpenedModel, open_model
-from glm3sdk.bootstrap.runtimes import runtime_factory, start_runtime
+from glm3sdk.bootstrap.runtimes import check_runtime, runtime_factory, start_runtime
 from glm3sdk.bootstrap.serving import load_tokenizer
 from glm3sdk.config.loader import check_config, config_from_mapping, load_config
 from glm3sdk.config.schema import DataFormat, RunConfig
@@ -287,6 +287,7 @@ def configured_model(config: RunConfig, *, stop: Sequence[str] = ()) -> Configur
     """Open a configuration's model and tokenizer."""
     runtime_factory(config.runtime.name)  # a wrong name is known before a large checkpoint
     opened = open_model(config.model.path)
+    check_runtime(opened, config.runtime.name)
     tokenizer = load_tokenizer(config.model.tokenizer or opened.tokenizer_path or opened.path)
     settings = attrs.asdict(config.generation)
     for name in ("batch_size", "max_seq_length"):

@@ -13,6 +13,7 @@ import attrs
 
 from glm3sdk.adapters.cache_folder import FOLDER_VARIABLE
 from glm3sdk.adapters.offline import offline, require_online
+from glm3sdk.adapters.openvino.directory import open_converted
 from glm3sdk.adapters.sentencepiece import SentencePieceTokenizer
 from glm3sdk.adapters.storage.cache_layout import CachedModel
 from glm3sdk.adapters.storage.directory_files import member, read_json
@@ -317,7 +318,8 @@ def _check(directory: Path, request: ModelRequest) -> None:
                 read_specs(directory / ADAPTER_TENSORS)
         elif request.weights:
             model = HuggingFaceDirectory(directory)
-            require_tensors(model, model.config)
+            if open_converted(directory, model.config) is None:
+                require_tensors(model, model.config)
         if (directory / TOKENIZER_FILE).is_file():
             SentencePieceTokenizer(directory / TOKENIZER_FILE)
     except UserError as exc:

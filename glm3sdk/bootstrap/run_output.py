@@ -19,9 +19,7 @@ from types import MappingProxyType
 import attrs
 
 from glm3sdk.adapters.cache_folder import scratch_folder
-from glm3sdk.adapters.metrics.csv import CsvMetricSink
 from glm3sdk.adapters.metrics.plot import plot_metrics
-from glm3sdk.adapters.metrics.tensorboard import TensorBoardMetricSink
 from glm3sdk.adapters.storage.blob_checkpoints import BlobCheckpointStore
 from glm3sdk.adapters.storage.file_lock import take_lock
 from glm3sdk.adapters.storage.local import local_path
@@ -46,7 +44,6 @@ from glm3sdk.errors import (
 )
 from glm3sdk.ports.blob_store import Blob, BlobStore
 from glm3sdk.ports.checkpoint_store import CheckpointStore
-from glm3sdk.ports.metric_sink import MetricSink
 from glm3sdk.ports.tensor_values import is_plain_name
 from glm3sdk.services.run_checkpoints import CHECKPOINTS, RESULT
 
@@ -124,21 +121,6 @@ class RunOutput:
         with whole_file(self.folder / CONFIG_COPY) as file:
             file.write(text.encode())
 
-    @contextmanager
-    def sinks(self, first_step: int) -> Iterator[tuple[MetricSink, ...]]:
-        """Sinks that forget what an earlier process recorded from this step on."""
-        figures = CsvMetricSink(self.folder / METRICS_FILE, first_step=first_step)
-        try:
-            events = TensorBoardMetricSink(
-                self.folder / TENSORBOARD_DIRECTORY, first_step=first_step
-            )
-            try:
-                yield figures, events
-            finally:
-                events.close()
-        finally:
-            figures.close()
-
     def send(self) -> None:
         """Send the files that changed since they were sent.
 
@@ -163,7 +145,8 @@ class RunOutput:
     def end(self, *, finished: bool) -> None:
         """Draw the figures and send what is left; a run that ended well does not fail for that."""
         try:
-            plot_metrics(self.folder / METRICS_FILE, self.folder / PLOT_FILE)
+            if (self.folder / METRICS_FILE).exists():  # its sink may not have been wanted
+                plot_metrics(self.folder / METRICS_FILE, self.folder / PLOT_FILE)
         except Glm3Error as exc:
             _log.warning("no %s was drawn: %s", PLOT_FILE, exc)
         try:

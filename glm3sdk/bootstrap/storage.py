@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from glm3sdk.adapters.offline import require_online
 from glm3sdk.adapters.storage.blob_checkpoints import BlobCheckpointStore
 from glm3sdk.adapters.storage.local import LocalCheckpointStore
-from glm3sdk.errors import PluginError, unknown_name
+from glm3sdk.errors import Glm3Error, PluginError
 from glm3sdk.hookspecs import RegisterBlobStore, RegisterCheckpointStore, hookimpl
-from glm3sdk.plugins import plugin_manager, registered
+from glm3sdk.plugins import missing, plugin_manager, registered
 from glm3sdk.ports.blob_store import BlobStore
 from glm3sdk.ports.checkpoint_store import CheckpointStore
 
@@ -55,7 +55,7 @@ def blob_store(uri: str) -> BlobStore:
     """
     scheme, factories = scheme_of(uri), _blob_stores()
     if scheme not in factories:
-        raise unknown_name("storage scheme", scheme, factories)
+        raise _missing(scheme, factories)
     return factories[scheme]()
 
 
@@ -77,7 +77,7 @@ def checkpoint_store(uri: str) -> CheckpointStore:
         return stores[scheme]()
     blobs = _blob_stores()
     if scheme not in blobs:
-        raise unknown_name("storage scheme", scheme, {*stores, *blobs})
+        raise _missing(scheme, {*stores, *blobs})
     return BlobCheckpointStore(blobs[scheme]())
 
 
@@ -88,6 +88,10 @@ def has_blob_store(uri: str) -> bool:
 
 def _blob_stores() -> dict[str, Callable[[], BlobStore]]:
     return _of_schemes("glm3_register_blob_stores", "blob store")
+
+
+def _missing(scheme: str, known: Iterable[str]) -> Glm3Error:
+    return missing(plugin_manager([sys.modules[__name__]]), "storage scheme", scheme, known)
 
 
 def _of_schemes(hook: str, kind: str) -> dict[str, Callable[[], Any]]:

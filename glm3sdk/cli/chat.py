@@ -27,7 +27,10 @@ from glm3sdk.domain.replies import INTERPRETER
 from glm3sdk.errors import InvalidMessageError, InvalidToolError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from glm3sdk.domain.generation import GenerationConfig
+    from glm3sdk.domain.tool_functions import Tool
     from glm3sdk.services.chat import Glm3Service
 
 
@@ -35,6 +38,13 @@ if TYPE_CHECKING:
 @click.argument("message", metavar="[MSG]", required=False)
 @click.option("--system", metavar="TEXT", help="A system message that opens the conversation.")
 @click.option("--tools", "tools_file", metavar="FILE", help="A JSON list of tools to offer.")
+@click.option(
+    "--tool",
+    "tool_names",
+    multiple=True,
+    metavar="NAME",
+    help="A tool to call for the model: interpreter, or a plugin's (see `glm3 plugins`).",
+)
 @click.option("--interactive", is_flag=True, help="Go on after MSG, where there is a terminal.")
 @model_options
 @generation_options
@@ -48,6 +58,7 @@ def chat(
     message: str | None,
     system: str | None,
     tools_file: str | None,
+    tool_names: tuple[str, ...],
     interactive: bool,
     as_json: bool,
     model: str,
@@ -59,13 +70,21 @@ def chat(
 
     Without MSG it converses on a terminal, and elsewhere answers what standard input says.
     Ctrl-C stops a reply, Ctrl-D or /quit ends the conversation.
+
+    --tools only describes tools: in a conversation you are asked what they return. --tool runs
+    them; `interpreter` runs Python code that the model writes.
     """
     converses = stdin_is_terminal() and (interactive or message is None)
     if converses and as_json:
         raise click.UsageError("--json answers once: pass MSG and leave out --interactive")
+    if tools_file and tool_names:
+        raise click.UsageError("--tools describes tools and --tool runs them: pass one of the two")
     options = read_constraint(generation)
     config = generation_config(max_seq_length=max_seq_length, **options)
+    known = _load_tools(tool_names)
     tools = None if tools_file is None else _read_tools(tools_file)
+    if known:
+        tools = tuple(each.spec for each in known.values())
     history = () if system is None else (Message.system(system),)
     if message is None and not converses:
         message = read_stdin()
@@ -75,16 +94,23 @@ def chat(
         loaders, model=model, runtime=runtime, max_seq_length=max_seq_length
     ) as service:
         if converses:
-            _converse(service, message, history, config, tools)
+            _converse(service, message, history, config, tools, known=known)
             return
         asked = (*history, Message.user(message or ""))
         if as_json:
-            reply = service.chat(asked, config, tools)
+            reply = (
+                service.run_tools(asked, [*known.values()], config)
+                if known
+                else service.chat(asked, config, tools)
+            )
             click.echo(json.dumps(_reply_json(reply), ensure_ascii=False))
             return
         screen = Screen()
         try:
-            reply = screen.show_reply(service.stream_chat(asked, config, tools))
+            if known:
+                reply = _show_with_tools(service, screen, asked, config, known)
+            else:
+                reply = screen.show_reply(service.stream_chat(asked, config, tools))
         except KeyboardInterrupt:
             screen.interrupted()
             raise
@@ -106,20 +132,56 @@ def _read_tools(path: str) -> tuple[ToolSpec, ...]:
         raise InvalidToolError(f"{path}: {exc}") from exc
 
 
+def _load_tools(names: tuple[str, ...]) -> dict[str, Tool]:
+    """The tools of plugins, by the names that the model calls."""
+    if not names:
+        return {}
+    from glm3sdk.bootstrap.tools import load_tools
+    from glm3sdk.services.tool_loop import tools_by_name
+
+    return tools_by_name(load_tools(names))
+
+
+def _show_with_tools(
+    service: Glm3Service,
+    screen: Screen,
+    asked: tuple[Message, ...],
+    config: GenerationConfig,
+    known: Mapping[str, Tool],
+) -> Reply:
+    """Show replies and what tools return, until the model calls none."""
+    from glm3sdk.cli.conversation import MAX_ROUNDS, show_observations
+    from glm3sdk.services.tool_loop import run_tools
+
+    shown = len(asked)
+
+    def chat(history: Any, config: GenerationConfig | None, tools: Any) -> Reply:
+        nonlocal shown
+        show_observations(history, shown)
+        shown = len(history)
+        return screen.show_reply(service.stream_chat(history, config, tools))
+
+    return run_tools(chat, asked, [*known.values()], config=config, max_rounds=MAX_ROUNDS)
+
+
 def _converse(
     service: Glm3Service,
     first: str | None,
     history: tuple[Message, ...],
     config: GenerationConfig,
     tools: tuple[ToolSpec, ...] | None,
+    *,
+    known: Mapping[str, Tool],
 ) -> None:
     from glm3sdk.cli.conversation import Conversation, ask
+    from glm3sdk.services.tool_loop import answer_calls
 
     Conversation(
         answer=lambda asked: service.stream_chat(asked, config, tools),
         ask=ask,
         history=history,
         observes=bool(tools),
+        answer_calls=(lambda reply, asked: answer_calls(reply, asked, known)) if known else None,
     ).run(first)
 
 

@@ -9,8 +9,11 @@ import click
 
 from glm3sdk.cli.failures import error_line
 from glm3sdk.cli.screen import Screen
-from glm3sdk.domain.chat import Delta, Message, Reply
+from glm3sdk.domain.chat import Delta, Message, Reply, Role
 from glm3sdk.errors import Glm3Error
+
+MAX_ROUNDS = 8
+"""Most times that the calls of a reply are answered before the person's next turn."""
 
 _History = tuple[Message, ...]
 
@@ -30,6 +33,8 @@ class Conversation:
         ask: shows a prompt and reads a line; EOFError and KeyboardInterrupt as `input`.
         history: what stands before the first turn.
         observes: whether the person is asked what a called tool returned.
+        answer_calls: calls tools instead: gives a reply's history, of which so many messages
+            were asked, with an observation behind each call; empty without calls.
     """
 
     def __init__(
@@ -39,11 +44,13 @@ class Conversation:
         ask: Callable[[str], str],
         history: _History = (),
         observes: bool = False,
+        answer_calls: Callable[[Reply, int], _History] | None = None,
     ) -> None:
         self.history = history
         self._answer = answer
         self._ask = ask
         self._observes = observes
+        self._answer_calls = answer_calls
 
     def run(self, first: str | None = None) -> None:
         """Answer `first`, if any, then ask and answer until the end of input or /quit.
@@ -63,9 +70,11 @@ class Conversation:
         before = self.history
         try:
             asked = (*before, Message.user(text))
+            rounds = 0
             while asked:
                 reply = self._reply(asked, before)
-                asked = self._observed(reply, len(asked)) if reply else ()
+                rounds += 1
+                asked = self._observed(reply, len(asked), rounds) if reply else ()
         except Glm3Error as exc:
             self.history = before
             click.echo(error_line(exc), err=True)
@@ -88,8 +97,10 @@ class Conversation:
         self.history = reply.history
         return reply
 
-    def _observed(self, reply: Reply, asked: int) -> _History:
+    def _observed(self, reply: Reply, asked: int, rounds: int) -> _History:
         """The reply's history with an observation behind each call; empty without calls."""
+        if self._answer_calls is not None:
+            return self._called(self._answer_calls, reply, asked) if rounds <= MAX_ROUNDS else ()
         if not self._observes or not any(message.metadata for message in reply.history[asked:]):
             return ()
         messages = list(reply.history[:asked])
@@ -98,6 +109,16 @@ class Conversation:
             if message.metadata:
                 messages.append(Message.observation(self._asked("observation> ")))
         return tuple(messages)
+
+    def _called(
+        self, answer_calls: Callable[[Reply, int], _History], reply: Reply, asked: int
+    ) -> _History:
+        try:
+            return show_observations(answer_calls(reply, asked), asked)
+        except KeyboardInterrupt:
+            Screen().interrupted()
+            _note("(stopped)")
+            return ()
 
     def _asked(self, prompt: str) -> str:
         warned = False
@@ -119,6 +140,15 @@ class Conversation:
             if line.strip():
                 return line
             warned = False
+
+
+def show_observations(messages: _History, start: int) -> _History:
+    """Show what tools returned in the messages from `start` on; gives all messages back."""
+    screen = Screen()
+    for message in messages[start:]:
+        if message.role is Role.OBSERVATION:
+            screen.show_observation(message.content)
+    return messages
 
 
 def _note(text: str) -> None:

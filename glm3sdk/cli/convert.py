@@ -6,8 +6,9 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -41,8 +42,14 @@ class _Size(click.ParamType[int]):
 @click.option(
     "--to",
     required=True,
-    type=click.Choice(["hf", "safetensors", "mindspore", "mindspore-safetensors"]),
-    help="A directory in Hugging Face layout, or one file with MindFormers' names.",
+    type=click.Choice(["hf", "safetensors", "mindspore", "mindspore-safetensors", "openvino"]),
+    help="A directory in Hugging Face layout, one file with MindFormers' names, or a directory "
+    "for the runtime openvino.",
+)
+@click.option(
+    "--quantize",
+    type=click.Choice(["int8", "int4", "none"]),
+    help="Bits of a weight, for openvino.  [default: int8]",
 )
 @click.option(
     "--dtype",
@@ -58,37 +65,51 @@ class _Size(click.ParamType[int]):
     "--max-shard-size",
     "max_shard_bytes",
     type=_Size(),
-    default="2GB",
-    show_default=True,
     metavar="SIZE",
-    help="Of a safetensors file of a directory.",
+    help="Of a safetensors file of a directory.  [default: 2GB]",
 )
 @click.option("--no-verify", is_flag=True, help="Compare neither the source nor what was written.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def convert(
-    source: str, destination: str, *, no_verify: bool, as_json: bool, **options: Any
+    source: str, destination: str, *, to: str, no_verify: bool, as_json: bool, **options: Any
 ) -> None:
-    """Write a model in another format: Hugging Face's or MindSpore's.
+    """Write a model in another format: Hugging Face's, MindSpore's or OpenVINO's.
 
     SRC is a model's directory (safetensors, or the .bin files that torch saved, which are read
     without torch), a finetune run, a LoRA adapter (merged with its base), a .ckpt, .safetensors
     or .bin file, a published name or a URI. DST must not be there yet: a directory or a URI for
-    hf (safetensors is another word for it), a .ckpt file for mindspore, a .safetensors file for
-    mindspore-safetensors. Files of SRC whose sha256 is known are compared with it first, and
-    everything that is written is read back.
+    hf (safetensors is another word for it) and openvino, a .ckpt file for mindspore, a
+    .safetensors file for mindspore-safetensors. Files of SRC whose sha256 is known are compared
+    with it first, and everything that is written is read back.
     """
-    from glm3sdk.bootstrap.conversion import convert as converted
     from glm3sdk.bootstrap.models import is_fetched, model_directory
 
+    given = {name: value for name, value in options.items() if value is not None}
+    converted = _conversion(to, given)
     if is_fetched(source):
         with fetching(source) as on_fetch:
             source = str(model_directory(source, progress=on_fetch))
     with _bars() as progress:
-        report = converted(source, destination, verify=not no_verify, progress=progress, **options)
+        report = converted(source, destination, verify=not no_verify, progress=progress, **given)
     if as_json:
         click.echo(json.dumps(report.to_json(), ensure_ascii=False))
     else:
         _show(report)
+
+
+def _conversion(to: str, given: Mapping[str, Any]) -> Callable[..., ConversionReport]:
+    """What converts to a format, when every option that was given is one of its own."""
+    own = {"quantize", "config"} if to == "openvino" else {"dtype", "config", "max_shard_bytes"}
+    for name in sorted(given.keys() - own):
+        option = "max-shard-size" if name == "max_shard_bytes" else name
+        raise click.UsageError(f"--{option} means nothing for --to {to}: leave it out")
+    if to == "openvino":
+        from glm3sdk.bootstrap.openvino import convert_to_openvino
+
+        return convert_to_openvino
+    from glm3sdk.bootstrap.conversion import convert as converted
+
+    return partial(converted, to=to)
 
 
 def _bytes(match: re.Match[str]) -> int:
@@ -141,7 +162,7 @@ def _show(report: ConversionReport) -> None:
         click.echo(f"left out: {report.training_state} tensors of a training run's state", err=True)
     if report.unknown:
         click.echo(f"left out, no part of the model: {', '.join(report.unknown)}", err=True)
-    if report.format != "hf":
+    if report.format not in ("hf", "openvino"):
         return
     if any(file.name == "tokenizer.model" for file in report.files):
         click.echo(f"chat with it: {shlex.join(['glm3', 'chat', '--model', report.destination])}")

@@ -114,6 +114,12 @@ def from_config(
     help="auto, none, required or a tool's name; a call is required where the data has one.",
 )
 @click.option(
+    "--against",
+    metavar="MODEL",
+    help="Compare logits with those of another model: mean KL divergence, top-1 agreement.",
+)
+@click.option("--against-runtime", metavar="NAME", help="What runs that one.")
+@click.option(
     "--predictions",
     type=click.Path(),
     metavar="OUT.jsonl",
@@ -124,6 +130,8 @@ def evaluate(
     *,
     config: str | None,
     overrides: tuple[str, ...],
+    against: str | None,
+    against_runtime: str | None,
     predictions: str | None,
     as_json: bool,
     **options: Any,
@@ -137,6 +145,8 @@ def evaluate(
 
     if config is None and options["data"] is None:
         raise click.UsageError("nothing to evaluate on: pass --config, or --data FILE")
+    if against_runtime is not None and against is None:
+        raise click.UsageError("--against-runtime runs another model: name it with --against")
     given = {_KEYS[name]: value for name, value in options.items() if value is not None}
     evaluation = from_config(
         load_evaluation,
@@ -153,10 +163,22 @@ def evaluate(
     written = nullcontext(_ignore) if predictions is None else _predictions(Path(predictions))
     with written as write, _progress() as progress:
         report = evaluation.run(progress=progress, on_prediction=write)
+        agreement = None
+        if against is not None:
+            agreement = evaluation.compare(against, runtime=against_runtime, progress=progress)
     if as_json:
-        click.echo(json.dumps(_report_json(evaluation, report), ensure_ascii=False))
+        values = _report_json(evaluation, report)
+        if agreement is not None:
+            values["against"] = {"model": against, **agreement.to_json()}
+        click.echo(json.dumps(values, ensure_ascii=False))
     else:
         _show(report)
+        if agreement is not None:
+            click.echo(
+                f"against {against}: mean KL divergence {agreement.mean_kl:.3g}, the same token "
+                f"likeliest {agreement.top_1:.2%}, perplexity {agreement.perplexity_change:+.2%} "
+                f"over {agreement.tokens} tokens"
+            )
     if predictions is not None:
         click.echo(f"predictions: {predictions}", err=True)
 
@@ -182,7 +204,11 @@ def _predictions(path: Path) -> Iterator[Callable[[Prediction], None]]:
 def _progress() -> Iterator[Callable[[EvaluationProgress], None]]:
     """Tell on standard error how far it is: a bar on a terminal, elsewhere lines."""
     with counter() as count:
-        words = {"predict": "turns predicted", "loss": "sequences measured"}
+        words = {
+            "predict": "turns predicted",
+            "loss": "sequences measured",
+            "compare": "sequences compared",
+        }
         yield lambda at: count(at.done, at.total, words[at.stage])
 
 

@@ -81,14 +81,19 @@ def model_options(command: _Command) -> _Command:
 
 @contextmanager
 def loaded_service(
-    loaders: Loaders, *, model: str, runtime: str | None, max_seq_length: int | None
+    loaders: Loaders,
+    *,
+    model: str,
+    runtime: str | None,
+    max_seq_length: int | None,
+    slots: int = 1,
 ) -> Iterator[Glm3Service]:
-    """Load a model for one conversation, and close it unless Ctrl-C ends the command."""
+    """Load a model, by default for one conversation; close it unless Ctrl-C ends the command."""
     options = {"runtime": runtime, "max_seq_length": max_seq_length}
     given = {name: value for name, value in options.items() if value is not None}
     directory = loaders.fetch(model)
     with _spinner(f"loading {model} ..."):
-        service = loaders.service(directory, slots=1, **given)
+        service = loaders.service(directory, slots=slots, **given)
     try:
         yield service
     except KeyboardInterrupt:

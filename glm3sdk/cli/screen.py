@@ -66,6 +66,11 @@ class Screen:
                     return event.completion
         raise AssertionError("a stream ends with a CompletionEnd")
 
+    def show_observation(self, text: str) -> None:
+        """Show what a tool that was called returned."""
+        self.end_line()
+        self._write_call(f"← {text.rstrip()}")
+
     def end_line(self) -> None:
         """Begin a new line unless the last one ended."""
         if self._line_open:

@@ -207,6 +207,17 @@ class CheckpointSettings:
 
 
 @attrs.frozen(kw_only=True)
+class MetricSettings:
+    """Where a run's figures go.
+
+    Attributes:
+        sinks: "csv", "tensorboard" or a plugin's; without csv no plot is drawn.
+    """
+
+    sinks: tuple[str, ...] = attrs.field(default=("csv", "tensorboard"), validator=texts())
+
+
+@attrs.frozen(kw_only=True)
 class EvaluationSettings:
     """Evaluation during training.
 
@@ -301,6 +312,9 @@ class RunConfig:
     )
     checkpoints: CheckpointSettings = attrs.field(
         default=CheckpointSettings(), validator=section(CheckpointSettings)
+    )
+    metrics: MetricSettings = attrs.field(
+        default=MetricSettings(), validator=section(MetricSettings)
     )
     evaluation: EvaluationSettings = attrs.field(
         default=EvaluationSettings(), validator=section(EvaluationSettings)

@@ -42,7 +42,7 @@ class ConversionReport:
 
     Attributes:
         destination: the path or the URI of it.
-        format: "hf", "mindspore" or "mindspore-safetensors".
+        format: "hf", "mindspore", "mindspore-safetensors" or "openvino".
         tensors: how many there are.
         bytes: of the tensors' values.
         dtypes: how many tensors there are of each dtype.

@@ -56,7 +56,7 @@ def run_tools(
         raise InvalidGenerationConfigError(
             f"max_rounds must be an integer from 0, not {max_rounds!r}"
         )
-    known = _by_name(tools)
+    known = tools_by_name(tools)
     specs = [each.spec for each in known.values()]
     messages = read_history(history)
     reply = chat(messages, config, specs)
@@ -64,14 +64,20 @@ def run_tools(
         # Asked for in every round, calls would never come to an end.
         config = attrs.evolve(config, tool_choice=CallRule.MAY.value)
     for _ in range(max_rounds):
-        if not _can_answer(reply, known):
+        answered = answer_calls(reply, len(messages), known)
+        if not answered:
             break
-        messages = _answered(reply, len(messages), known)
+        messages = answered
         reply = chat(messages, config, specs)
     return reply
 
 
-def _by_name(tools: Sequence[Tool | Callable[..., Any]]) -> dict[str, Tool]:
+def tools_by_name(tools: Sequence[Tool | Callable[..., Any]]) -> dict[str, Tool]:
+    """The tools, described, by the names that the model calls.
+
+    Raises:
+        InvalidToolError: a function that cannot be described, or two tools of one name.
+    """
     known: dict[str, Tool] = {}
     for each in map(as_tool, tools):
         if each.spec.name in known:
@@ -91,14 +97,18 @@ def _calls(reply: Reply) -> list[_Call]:
     return [part for part in reply.parts if not isinstance(part, Text)]
 
 
-def _answered(reply: Reply, asked: int, known: Mapping[str, Tool]) -> tuple[Message, ...]:
-    """The reply's history with an observation behind each call.
+def answer_calls(reply: Reply, asked: int, known: Mapping[str, Tool]) -> tuple[Message, ...]:
+    """The reply's history with an observation behind each call; empty where there is none.
+
+    A reply that was cut off, or that has code and no interpreter is known, is left as it is.
 
     Args:
         reply: what the model wrote.
         asked: number of messages before the reply.
         known: the tools by name.
     """
+    if not _can_answer(reply, known):
+        return ()
     messages = list(reply.history[:asked])
     calls = iter(_calls(reply))
     for message in reply.history[asked:]:

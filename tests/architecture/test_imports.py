@@ -17,11 +17,16 @@ FRAMEWORKS = {
     "mindspore",
     "ml_dtypes",
     "numpy",
+    "openvino",
     "pluggy",
+    "prometheus_client",
+    "pydantic",
     "rich",
     "safetensors",
     "sentencepiece",
+    "starlette",
     "torch",
+    "uvicorn",
 }
 
 

@@ -47,6 +47,7 @@ PUBLIC_NAMES = [
     "load_runtime",
     "load_service",
     "load_tokenizer",
+    "load_tools",
     "merge_checkpoint",
     "parse_reply",
     "pull",

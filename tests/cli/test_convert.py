@@ -187,3 +187,33 @@ def test_ctrl_c_leaves_nothing(to: str, model: Path, tmp_path: Path):
         assert terminal.exit_code() == 130
         assert "Traceback" not in terminal.transcript
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_model_for_openvino_says_how_to_chat_with_it(model: Path, tmp_path: Path):
+    out = tmp_path / "small"
+    result = glm3(model, out, "--to", "openvino", "--quantize", "int8", "--json")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert (report["format"], report["verified"]) == ("openvino", True)
+    # Ten matrices in int8, and a scale of each beside the seven norms and biases.
+    assert report["dtypes"] == {"float32": 17, "int8": 10}
+    again = glm3(model, tmp_path / "none", "--to", "openvino", "--quantize", "none")
+    assert again.stdout.splitlines()[-1].startswith("chat with it: glm3 chat --model ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--to", "openvino", "--dtype", "float16"), "--dtype means nothing for --to openvino"),
+        (("--to", "openvino", "--max-shard-size", "1GB"), "--max-shard-size means nothing"),
+        (("--to", "hf", "--quantize", "int8"), "--quantize means nothing for --to hf"),
+        (("--to", "openvino", "--quantize", "int3"), "'int3' is not one of"),
+    ],
+)
+def test_an_option_of_another_format_is_refused(
+    model: Path, tmp_path: Path, options: tuple[str, ...], message: str
+):
+    result = glm3(model, tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()

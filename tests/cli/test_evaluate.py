@@ -160,3 +160,32 @@ def test_a_call_can_be_required_where_the_data_has_one(tmp_path: Path, monkeypat
     wrong = glm3(*arguments, "--tool-choice", "g")
     assert wrong.exit_code == 2
     assert "no tool 'g' (known: f)" in wrong.stderr
+
+
+def test_a_model_is_compared_with_another(options):
+    result = glm3(
+        *options,
+        "--max-records",
+        1,
+        "--runtime",
+        "openvino",
+        "--against",
+        "tiny",
+        "--against-runtime",
+        "openvino",
+        "--max-new-tokens",
+        2,
+        "--json",
+    )
+    assert result.exit_code == 0, result.output
+    against = json.loads(result.stdout)["against"]
+    assert against["model"] == "tiny"
+    assert against["mean_kl"] == pytest.approx(0, abs=1e-9)
+    assert (against["top_1"], against["perplexity_change"]) == (1.0, 0.0)
+    assert "2/2 sequences compared" in result.stderr
+
+
+def test_what_runs_another_model_is_asked_for_with_it(options):
+    result = glm3(*options, "--against-runtime", "openvino")
+    assert result.exit_code == 2
+    assert "name it with --against" in result.stderr

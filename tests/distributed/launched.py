@@ -96,9 +96,9 @@ class Launched:
             text=True,
         )
 
-    def finish(self) -> tuple[int, str, str]:
+    def finish(self, timeout_s: float = TIMEOUT_S) -> tuple[int, str, str]:
         """Its exit code, standard output and standard error."""
-        out, err = self.process.communicate(timeout=TIMEOUT_S)
+        out, err = self.process.communicate(timeout=timeout_s)
         return self.process.returncode, out, err
 
     def end(self) -> None:

@@ -4,47 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from plugin_site import EXAMPLES, add_distribution, install, run
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-EXAMPLE = REPOSITORY / "examples" / "storage_plugin"
+EXAMPLE = EXAMPLES / "storage_plugin"
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the plugin was installed into; the network is not asked."""
-    folder = tmp_path_factory.mktemp("plugin")
-    # A copy: building leaves files in the source.
-    shutil.copytree(EXAMPLE, folder / "source")
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    offline = ["--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run(
-        [*install, *offline, "--target", folder / "site", folder / "source"],
-        check=True,
-        timeout=120,
-    )
-    return folder / "site"
-
-
-def run(*command: str | Path, path: Path, cache: Path) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(path), str(REPOSITORY)]),
-        "GLM3SDK_CACHE_DIR": str(cache),
-    }
-    return subprocess.run(
-        [sys.executable, *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-        timeout=120,
-    )
+    return install("storage_plugin", tmp_path_factory.mktemp("plugin"))
 
 
 _USE = """
@@ -105,19 +75,14 @@ def test_it_passes_the_contracts(installed: Path, tmp_path: Path) -> None:
 
 def test_two_plugins_of_one_scheme_are_both_named(installed: Path, tmp_path: Path) -> None:
     """Another distribution claims the scheme, as one that was installed would."""
-    (tmp_path / "another_sqlite.py").write_text(
+    add_distribution(
+        tmp_path,
+        "another-sqlite",
         "from glm3sdk.hookspecs import hookimpl\n"
         "@hookimpl\n"
         "def glm3_register_blob_stores(register):\n"
         "    register('sqlite', lambda: None)\n",
-        encoding="utf-8",
     )
-    about = tmp_path / "another_sqlite-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: another-sqlite\nVersion: 1.0\n", encoding="utf-8"
-    )
-    (about / "entry_points.txt").write_text("[glm3sdk]\nmine = another_sqlite\n", encoding="utf-8")
     path = Path(os.pathsep.join([str(tmp_path), str(installed)]))
     done = run(
         *("-m", "glm3sdk", "pull", f"sqlite://{tmp_path}/models.db/x"),

@@ -63,9 +63,11 @@ class MindSporeCluster:
     def _enter(self) -> Any:
         set_up(self._profile, device_id=self.placement.device_id)
         from mindspore import nn, ops
-        from mindspore.communication import get_group_size, get_rank, init
+        from mindspore.communication import GlobalComm, get_group_size, get_rank, init
 
-        init()
+        # Another topology of this process may have entered the job: there is only one.
+        if not GlobalComm.INITED:
+            init()
         found = (get_rank(), get_group_size())
         if found != (self.placement.rank_id, self.placement.rank_size):
             raise RuntimeFailureError(

@@ -53,19 +53,22 @@ def set_up(
     os.environ.setdefault("GLOG_v", "3")
     try:
         import mindspore as ms
+        from mindspore.communication import GlobalComm
 
         # MindSpore gives numpy's name "bfloat16" to a type of its own; safetensors needs ours.
         np.sctypeDict["bfloat16"] = ml_dtypes.bfloat16
 
         EXECUTOR.wait_at_exit()
         ms.set_context(mode=ms.GRAPH_MODE)
+        ms.set_context(jit_config={"jit_level": "O0"})
+        if GlobalComm.INITED:
+            return  # the device was chosen when the job was entered, and stays
         if profile.device_target != "CPU":
             ms.set_device(profile.device_target, device_id)
             if max_device_memory is not None:
                 ms.runtime.set_memory(max_size=max_device_memory)
         else:
             ms.set_device("CPU")
-        ms.set_context(jit_config={"jit_level": "O0"})
     except (ImportError, SystemError) as exc:
         raise BackendUnavailableError(
             f"MindSpore cannot be imported ({exc}); reinstall it with {_INSTALL}"

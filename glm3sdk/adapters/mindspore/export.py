@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING
 from glm3sdk.adapters.mindspore.context import set_up
 from glm3sdk.adapters.mindspore.failures import translated
 from glm3sdk.adapters.mindspore.profiles import CPU, DeviceProfile
+from glm3sdk.adapters.mindspore.runtime import ALONE
 from glm3sdk.domain.model import Glm3Config
+from glm3sdk.domain.parallel import Place
 from glm3sdk.ports.training import TrainingPlan
 
 if TYPE_CHECKING:
     from glm3sdk.adapters.mindspore.model.transformer import Glm3Cells
+    from glm3sdk.adapters.mindspore.ranks import Ranks
 
 
 def export_decoding(
@@ -83,8 +86,9 @@ def export_training(
     dtype: str = "float32",
     batch_size: int = 1,
     plan: TrainingPlan | None = None,
-) -> tuple[Path, Path]:
-    """Write a step's two graphs, with zero weights.
+    place: Place = ALONE,
+) -> tuple[Path, ...]:
+    """Write a step's graphs, with zero weights: two of a rank alone, four of one among others.
 
     Args:
         config: the model's hyper-parameters.
@@ -94,10 +98,12 @@ def export_training(
         dtype: of the weights; gradients and the optimizer's state are float32.
         batch_size: sequences of a micro-batch.
         plan: what is trained, and how; None is every weight.
+        place: the rank whose graphs to write; no job is needed for it.
 
     Returns:
-        The paths of `gradient.mindir`: loss, gradients and their norm; and of
-        `update.mindir`: clipping and AdamW.
+        The paths of `gradient.mindir`: loss, gradients and, of a rank alone, their norm; and of
+        `update.mindir`: clipping and AdamW. Of one among others also of `accumulate.mindir`: the
+        gradients of a further micro-batch; and of `reduce.mindir`: their sum over ranks.
 
     Raises:
         BackendUnavailableError: MindSpore is not installed.
@@ -105,30 +111,43 @@ def export_training(
         RuntimeFailureError: MindSpore's front end refuses a graph.
     """
     chosen = profile.choose_dtype(dtype)
+    place.plan.check(config)
 
-    def work() -> tuple[Path, Path]:
+    def work() -> tuple[Path, ...]:
         set_up(CPU)
         import mindspore as ms
         from mindspore import Tensor, ops
 
+        from glm3sdk.adapters.mindspore.ranks import Ranks, plain_group
         from glm3sdk.adapters.mindspore.training import TrainingGraphs
 
-        cells = _zero_cells(config, profile, chosen)
-        graphs = TrainingGraphs(config, profile, cells, plan=plan or TrainingPlan())
+        ranks = None if place.alone else Ranks(config, place, profile, plain_group)
+        cells = _zero_cells(ranks.local if ranks else config, profile, chosen, ranks)
+        graphs = TrainingGraphs(config, profile, cells, plan=plan or TrainingPlan(), ranks=ranks)
         gradient = graphs.gradient_graph(seq_length, accumulate=False)
         # Export looks for Parameters in the tree of cells; the gradient function hides the loss.
         gradient.loss = graphs.loss(seq_length, training=True)
         tokens = ops.zeros((batch_size, seq_length), ms.int32)
         one = Tensor(1.0, ms.float32)
-        return (
+        written = [
             _write(gradient, (tokens, tokens, one), directory / "gradient.mindir"),
             _write(graphs.apply_graph, (one, one, one), directory / "update.mindir"),
-        )
+        ]
+        if graphs.reduce_graph is not None:
+            further = graphs.gradient_graph(seq_length, accumulate=True)
+            further.loss = graphs.loss(seq_length, training=True)
+            written += [
+                _write(further, (tokens, tokens, one), directory / "accumulate.mindir"),
+                _write(graphs.reduce_graph, (one,), directory / "reduce.mindir"),
+            ]
+        return tuple(written)
 
     return translated(work)
 
 
-def _zero_cells(config: Glm3Config, profile: DeviceProfile, dtype: str) -> Glm3Cells:
+def _zero_cells(
+    config: Glm3Config, profile: DeviceProfile, dtype: str, ranks: Ranks | None = None
+) -> Glm3Cells:
     import numpy as np
     from mindspore import Parameter
 
@@ -141,7 +160,7 @@ def _zero_cells(config: Glm3Config, profile: DeviceProfile, dtype: str) -> Glm3C
         value = host_to_tensor(np.zeros(shapes[name], np.float32), dtype)
         return Parameter(value, name=name, requires_grad=False)
 
-    return Glm3Cells(config, profile, zeros)
+    return Glm3Cells(config, profile, zeros, ranks=ranks.tensor if ranks else None)
 
 
 def _write(cell: object, inputs: tuple[object, ...], path: Path) -> Path:

@@ -20,6 +20,8 @@ class DeviceProfile:
         fused_attention: FlashAttentionScore (prefill, training) and IncreFlashAttention
             (decode) replace the explicit matrix products.
         fused_swiglu: `silu(x1) * x2` is one kernel.
+        gathers_in_groups: AllGather runs over some of the ranks too; else AllReduce does its work.
+        reduce_scatter: ReduceScatter replaces an AllReduce of which a part is used.
     """
 
     name: str
@@ -29,6 +31,8 @@ class DeviceProfile:
     fused_rope: bool
     fused_attention: bool
     fused_swiglu: bool
+    gathers_in_groups: bool
+    reduce_scatter: bool
 
     def choose_dtype(self, dtype: str | None) -> str:
         """The dtype to hold weights in.
@@ -55,6 +59,8 @@ CPU = DeviceProfile(
     fused_rope=False,
     fused_attention=False,
     fused_swiglu=False,
+    gathers_in_groups=False,
+    reduce_scatter=False,
 )
 
 ASCEND = DeviceProfile(
@@ -65,6 +71,8 @@ ASCEND = DeviceProfile(
     fused_rope=True,
     fused_attention=True,
     fused_swiglu=True,
+    gathers_in_groups=True,
+    reduce_scatter=True,
 )
 
 PROFILES = {profile.name: profile for profile in (CPU, ASCEND)}

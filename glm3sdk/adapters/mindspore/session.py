@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from glm3sdk.adapters.mindspore.compile_cache import COMPILE_CACHE
 from glm3sdk.adapters.mindspore.context import free_graphs, free_unused
 from glm3sdk.adapters.mindspore.executor import EXECUTOR
 from glm3sdk.adapters.mindspore.failures import translated
+from glm3sdk.adapters.mindspore.model.collectives import GatherRows, Group
 from glm3sdk.adapters.mindspore.model.decoding import (
     CopyGraph,
     DecodeGraph,
@@ -21,7 +23,9 @@ from glm3sdk.adapters.mindspore.model.decoding import (
 )
 from glm3sdk.adapters.mindspore.model.transformer import Glm3Cells
 from glm3sdk.adapters.mindspore.profiles import DeviceProfile
+from glm3sdk.adapters.mindspore.ranks import Ranks
 from glm3sdk.domain.model import Glm3Config
+from glm3sdk.errors import RuntimeFailureError
 from glm3sdk.ports.arrays import FloatArray, IntArray
 from glm3sdk.ports.slots import SlotTable
 
@@ -30,7 +34,11 @@ PREFILL_CHUNK = 512
 
 
 class MindSporeDecodeSession:
-    """A `DecodeSession`; see the port for what its methods promise."""
+    """A `DecodeSession`; see the port for what its methods promise.
+
+    One of several ranks keeps its own groups' cache, and gives the logits of the whole vocabulary,
+    the same as every other rank.
+    """
 
     def __init__(
         self,
@@ -40,16 +48,18 @@ class MindSporeDecodeSession:
         *,
         slots: int,
         max_seq_length: int,
+        ranks: Ranks | None = None,
     ) -> None:
         self._config = config
         self._table = SlotTable(config, slots=slots, max_seq_length=max_seq_length)
         self._graphs = translated(
             lambda: SessionGraphs(
-                config,
+                ranks.local if ranks else config,
                 profile,
                 cells,
                 slots=self._table.slots,
                 length=self._table.max_seq_length,
+                ranks=ranks.tensor if ranks else None,
             )
         )
         # MindSpore frees a graph on the thread that made it, never in a collection elsewhere.
@@ -135,6 +145,7 @@ class SessionGraphs:
         *,
         slots: int,
         length: int,
+        ranks: Group | None,
     ) -> None:
         self._groups = config.multi_query_group_num
         self._group_heads = config.num_attention_heads // self._groups
@@ -145,14 +156,20 @@ class SessionGraphs:
         self._decode = DecodeGraph(config, profile, cells, self._cache)
         self._copy = CopyGraph(self._cache)
         self._ready: set[str] = set()
-        # Kept graphs were tried on a CPU alone.
-        self._kept = profile.device_target == "CPU"
+        # Kept graphs were tried on a CPU alone, and of one process: a rank's are its own.
+        self._kept = profile.device_target == "CPU" and ranks is None
+        self._gather = GatherRows(ranks) if ranks else None
         self._identity = f"{config}\n{profile}\n{cells.word_embeddings.dtype}\n{slots}\n{length}"
 
     @property
     def compiled(self) -> int:
         """Compiled graphs."""
-        return sum(len(cell.compile_cache) for cell in (self._prefill, self._decode, self._copy))
+        return sum(len(cell.compile_cache) for cell in self._cells)
+
+    @property
+    def _cells(self) -> tuple[nn.Cell, ...]:
+        gather = (self._gather,) if self._gather else ()
+        return (self._prefill, self._decode, self._copy, *gather)
 
     def prefill(self, slot: int, start: int, ids: IntArray, *, all_logits: bool) -> FloatArray:
         """Run the prefill graph on ids `[T]` that go to positions start..start+T-1."""
@@ -200,7 +217,7 @@ class SessionGraphs:
         """Drop the graphs and the cache; a second time changes nothing."""
         if not self.__dict__:
             return
-        free_graphs((self._prefill, self._decode, self._copy))
+        free_graphs(self._cells)
         # No local name may stand for a cell now, or it would not be freed.
         self.__dict__.clear()
         free_unused()
@@ -213,6 +230,7 @@ class SessionGraphs:
 
     def _call(self, name: str, cell: nn.Cell, *inputs: IntArray) -> FloatArray:
         """Run a graph; `name` tells it from the session's other graphs."""
+        self._check_alike(name, inputs)
         tensors = [Tensor(value) for value in inputs]
         if name not in self._ready:
             if self._kept:
@@ -220,3 +238,23 @@ class SessionGraphs:
             self._ready.add(name)
         logits: FloatArray = cell(*tensors).asnumpy()
         return logits
+
+    def _check_alike(self, name: str, inputs: Sequence[IntArray]) -> None:
+        """Check that every rank that shares the layers was asked the same.
+
+        Raises:
+            RuntimeFailureError: their sums would belong to no text at all.
+        """
+        if self._gather is None:
+            return
+        checksum = zlib.crc32(name.encode())
+        for values in inputs:
+            checksum = zlib.crc32(np.ascontiguousarray(values).tobytes(), checksum)
+        # Halves: float32, which every device gathers, is exact to 24 bits.
+        halves = np.array([divmod(checksum, 1 << 16)], np.float32)
+        every = self._gather(Tensor(halves)).asnumpy()
+        if (every != halves).any():
+            raise RuntimeFailureError(
+                "the ranks that share this model were asked for different tokens; give each the "
+                "same messages and options in the same order, and a seed where replies are sampled"
+            )

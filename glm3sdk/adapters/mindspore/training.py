@@ -1,4 +1,4 @@
-"""A training session on MindSpore: every weight or an adapter, on one device."""
+"""A training session on MindSpore: every weight or an adapter, on one device or several."""
 
 from __future__ import annotations
 
@@ -16,11 +16,20 @@ from glm3sdk.adapters.mindspore.executor import EXECUTOR
 from glm3sdk.adapters.mindspore.failures import translated
 from glm3sdk.adapters.mindspore.model.loss import CausalLoss
 from glm3sdk.adapters.mindspore.model.optimizer import ApplyGraph, GradientGraph, OptimizerState
+from glm3sdk.adapters.mindspore.model.reduction import ReduceGraph
 from glm3sdk.adapters.mindspore.model.transformer import Glm3Cells
 from glm3sdk.adapters.mindspore.profiles import DeviceProfile
-from glm3sdk.adapters.mindspore.weights import host_dtype, set_parameter, tensor_to_host
+from glm3sdk.adapters.mindspore.ranks import Ranks
+from glm3sdk.adapters.mindspore.shared_training import SharedState
+from glm3sdk.adapters.mindspore.weights import (
+    host_dtype,
+    read_share,
+    set_parameter,
+    tensor_to_host,
+)
 from glm3sdk.domain.labels import IGNORED_LABEL
 from glm3sdk.domain.model import Glm3Config
+from glm3sdk.domain.tensor_shares import Share
 from glm3sdk.errors import (
     InvalidCheckpointError,
     InvalidDatasetError,
@@ -33,13 +42,27 @@ from glm3sdk.ports.training import StatePart, StepMetrics, TokenBatch, TrainingP
 
 
 class MindSporeTrainingSession:
-    """A `TrainingSession`; see the port. A graph is compiled once per batch shape."""
+    """A `TrainingSession`; see the port. A graph is compiled once per batch shape.
+
+    One of several ranks takes its own micro-batches (`Place.micro_batches`), as many as every
+    other, and measures what all of them did. It yields the part of the state that it stores
+    (`TensorShares.stored`), for which the ranks exchange rows: all of them go through it alike.
+    It restores from whole tensors.
+    """
 
     def __init__(
-        self, config: Glm3Config, profile: DeviceProfile, cells: Glm3Cells, *, plan: TrainingPlan
+        self,
+        config: Glm3Config,
+        profile: DeviceProfile,
+        cells: Glm3Cells,
+        *,
+        plan: TrainingPlan,
+        ranks: Ranks | None = None,
     ) -> None:
         self._closed = False
-        self._graphs = translated(lambda: TrainingGraphs(config, profile, cells, plan=plan))
+        self._graphs = translated(
+            lambda: TrainingGraphs(config, profile, cells, plan=plan, ranks=ranks)
+        )
         # MindSpore frees a graph on the thread that made it, never in a collection elsewhere.
         finalizer = weakref.finalize(self, EXECUTOR.post, self._graphs.release)
         finalizer.atexit = False
@@ -64,7 +87,8 @@ class MindSporeTrainingSession:
             NonFiniteLossError: nothing was updated.
         """
         graphs = self._open_graphs()
-        tokens = sum(_counted(batch) for batch in micro_batches)
+        counted = sum(_counted(batch) for batch in micro_batches)
+        tokens = translated(lambda: graphs.tokens_of_all(counted))
         if tokens == 0:
             raise InvalidDatasetError("every label of this step is masked: nothing to learn")
         loss, norm = translated(
@@ -79,14 +103,15 @@ class MindSporeTrainingSession:
 
     def eval_loss(self, batch: TokenBatch) -> StepMetrics:
         """Loss of a batch; see the port."""
-        graphs, tokens = self._open_graphs(), _counted(batch)
-        return StepMetrics(loss=translated(lambda: graphs.evaluate(batch, tokens)), tokens=tokens)
+        graphs, counted = self._open_graphs(), _counted(batch)
+        loss, tokens = translated(lambda: graphs.evaluate(batch, counted))
+        return StepMetrics(loss=loss, tokens=tokens)
 
     def specs(self, part: StatePart) -> Mapping[str, TensorSpec]:
         """Names, shapes and dtypes of what `state` yields."""
         graphs = self._open_graphs()
         return {
-            parameter.name: TensorSpec(tuple(parameter.shape), host_dtype(parameter))
+            parameter.name: TensorSpec(graphs.stored_shape(parameter), host_dtype(parameter))
             for parameter in translated(lambda: graphs.held(part))
         }
 
@@ -95,7 +120,7 @@ class MindSporeTrainingSession:
         graphs = self._open_graphs()
         for parameter in translated(lambda: graphs.held(part)):
             self._open_graphs()
-            yield parameter.name, translated(functools.partial(tensor_to_host, parameter))
+            yield parameter.name, translated(functools.partial(graphs.stored, parameter))
 
     def restore(self, checkpoint: CheckpointReader) -> None:
         """Take both parts from a checkpoint; see the port."""
@@ -104,16 +129,17 @@ class MindSporeTrainingSession:
             lambda: [parameter for part in StatePart for parameter in graphs.held(part)]
         )
         for parameter in held:
-            spec = checkpoint.tensors.get(parameter.name)
-            if spec is None or spec.shape != tuple(parameter.shape):
+            spec, shape = checkpoint.tensors.get(parameter.name), graphs.full_shape(parameter)
+            if spec is None or spec.shape != shape:
                 found = "is missing" if spec is None else f"has shape {list(spec.shape)}"
                 raise InvalidCheckpointError(
                     f"the checkpoint does not fit this run: {parameter.name} {found}, "
-                    f"expected {list(parameter.shape)}"
+                    f"expected {list(shape)}"
                 )
         for parameter in held:
-            value = checkpoint.read(parameter.name)
+            value = read_share(checkpoint, parameter.name, graphs.share(parameter))
             translated(functools.partial(set_parameter, parameter, value))
+        translated(graphs.renew)
 
     def close(self) -> None:
         """Free graphs and optimizer state; the weights stay as they were trained."""
@@ -130,11 +156,23 @@ class TrainingGraphs:
     """Graphs and optimizer state of one session; every method runs on the executor."""
 
     def __init__(
-        self, config: Glm3Config, profile: DeviceProfile, cells: Glm3Cells, *, plan: TrainingPlan
+        self,
+        config: Glm3Config,
+        profile: DeviceProfile,
+        cells: Glm3Cells,
+        *,
+        plan: TrainingPlan,
+        ranks: Ranks | None = None,
     ) -> None:
-        self._config = config
+        self._shared = SharedState(ranks, plan.lora) if ranks else None
+        self._tensor = ranks.tensor if ranks else None
         self._fused_attention = profile.fused_attention and plan.flash_attention
-        self._adapter = Adapter(plan.lora, config, seed=plan.seed) if plan.lora else None
+        self._adapter = (
+            Adapter(plan.lora, config, seed=plan.seed, ranks=ranks) if plan.lora else None
+        )
+        # From here on, the model is what this rank computes of it.
+        config = ranks.local if ranks else config
+        self._config = config
         if self._adapter:
             self._training = self._adapter.cells(config, profile, cells, dropout=True)
             self._evaluation = self._adapter.cells(config, profile, cells, dropout=False)
@@ -142,7 +180,9 @@ class TrainingGraphs:
         else:
             # Cells of its own: recompute would stay on cells that others use.
             weights = {parameter.name: parameter for parameter in cells.get_parameters()}
-            self._training = self._evaluation = Glm3Cells(config, profile, weights.__getitem__)
+            self._training = self._evaluation = Glm3Cells(
+                config, profile, weights.__getitem__, ranks=self._tensor
+            )
             self.parameters = list(cells.get_parameters())
         self._recompute = plan.recompute
         self._losses: dict[tuple[int, bool], CausalLoss] = {}
@@ -153,22 +193,58 @@ class TrainingGraphs:
     # Made when first needed: evaluation alone takes no memory for gradients and moments.
     @functools.cached_property
     def _state(self) -> OptimizerState:
+        if self._shared:
+            return self._shared.optimizer_state(self.parameters)
         return OptimizerState(self.parameters)
 
     @functools.cached_property
     def apply_graph(self) -> ApplyGraph:
         """The graph that updates the parameters."""
-        return ApplyGraph(self._state, self._optimizer)
+        gathers = self._shared.gathers(self.parameters) if self._shared else None
+        return ApplyGraph(self._state, self._optimizer, gathers)
+
+    @functools.cached_property
+    def reduce_graph(self) -> ReduceGraph | None:
+        """The graph that sums gradients over ranks; None for this one alone."""
+        return self._shared.reduce_graph(self._state) if self._shared else None
 
     @property
     def compiled(self) -> tuple[nn.Cell, ...]:
         """Every cell that is compiled as a graph."""
-        update = (self.apply_graph,) if "apply_graph" in self.__dict__ else ()
-        return (*self._losses.values(), *self._gradients.values(), *update)
+        made = (self.__dict__.get(name) for name in ("apply_graph", "reduce_graph"))
+        update = [graph for graph in made if graph is not None]
+        gather = (self._shared.gather_graph,) if self._shared else ()
+        return (*self._losses.values(), *self._gradients.values(), *update, *gather)
 
     def held(self, part: StatePart) -> list[Parameter]:
         """The Parameters of a part of the state."""
         return self.parameters if part is StatePart.WEIGHTS else self._state.saved
+
+    def full_shape(self, parameter: Parameter) -> tuple[int, ...]:
+        """The shape of the whole tensor."""
+        if self._shared:
+            return self._shared.shares.full_shape(parameter.name)
+        return tuple(parameter.shape)
+
+    def stored_shape(self, parameter: Parameter) -> tuple[int, ...]:
+        """The shape of what `stored` gives."""
+        return self._shared.stored_shape(parameter) if self._shared else tuple(parameter.shape)
+
+    def stored(self, parameter: Parameter) -> HostArray:
+        """What this rank stores of a tensor."""
+        return self._shared.stored(parameter) if self._shared else tensor_to_host(parameter)
+
+    def share(self, parameter: Parameter) -> Share | None:
+        """What of a tensor a Parameter holds; None is all of it."""
+        return self._shared.share(parameter.name) if self._shared else None
+
+    def renew(self) -> None:
+        """Bring up to date what follows from restored state."""
+        self._state.renew_masters()
+
+    def tokens_of_all(self, tokens: int) -> int:
+        """Counted labels of all ranks."""
+        return self._shared.total(tokens) if self._shared else tokens
 
     def train(
         self,
@@ -183,11 +259,15 @@ class TrainingGraphs:
         weight = Tensor(np.float32(loss_scale / tokens))
         for index, batch in enumerate(micro_batches):
             if self._adapter:
-                seed = (dropout_seed + index * 104_729) & 0x7FFFFFFF
+                number = self._shared.micro_batch(index) if self._shared else index
+                seed = (dropout_seed + number * 104_729) & 0x7FFFFFFF
                 self._adapter.dropout_seed.set_data(Tensor(np.int32(seed)))
             graph = self.gradient_graph(batch.input_ids.shape[1], accumulate=index > 0)
             part, norm = graph(*_tensors(batch), weight).asnumpy().tolist()
             loss += part
+        if self._shared and self.reduce_graph is not None:
+            every = self.reduce_graph(Tensor(np.float32(loss))).asnumpy()
+            loss, norm = self._shared.loss_and_norm(every)
         loss, norm = loss / loss_scale, norm / loss_scale
         if math.isfinite(loss + norm):
             scalars = norm, learning_rate, loss_scale
@@ -204,6 +284,7 @@ class TrainingGraphs:
                 cells,
                 fused_attention=self._fused_attention,
                 seq_length=seq_length,
+                ranks=self._tensor,
             )
             if training and self._recompute:
                 loss.recompute_layers()
@@ -215,15 +296,19 @@ class TrainingGraphs:
         key = (seq_length, accumulate)
         if key not in self._gradients:
             self._gradients[key] = GradientGraph(
-                self.loss(seq_length, training=True), self._state, accumulate=accumulate
+                self.loss(seq_length, training=True),
+                self._state,
+                accumulate=accumulate,
+                measure=self._shared is None,
             )
         return self._gradients[key]
 
-    def evaluate(self, batch: TokenBatch, tokens: int) -> float:
-        """Mean loss of a batch."""
+    def evaluate(self, batch: TokenBatch, tokens: int) -> tuple[float, int]:
+        """Mean loss of a batch, or of all ranks' batches, and their counted labels."""
         weight = Tensor(np.float32(1.0 / max(tokens, 1)))
-        loss = self.loss(batch.input_ids.shape[1], training=False)
-        return float(loss(*_tensors(batch), weight).asnumpy())
+        graph = self.loss(batch.input_ids.shape[1], training=False)
+        loss = float(graph(*_tensors(batch), weight).asnumpy())
+        return self._shared.mean(loss, tokens) if self._shared else (loss, tokens)
 
     def release(self) -> None:
         """Drop graphs and state; a second time changes nothing."""

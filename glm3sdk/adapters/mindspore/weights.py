@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 
+from glm3sdk.domain.tensor_shares import Share
 from glm3sdk.ports.arrays import HostArray
 from glm3sdk.ports.checkpoint_store import CheckpointReader
 
@@ -13,16 +16,37 @@ DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
 
 
 class LoadedWeights:
-    """Gives each Parameter of the model; one tensor is in host memory at a time."""
+    """Gives each Parameter of the model; one tensor is in host memory at a time.
 
-    def __init__(self, checkpoint: CheckpointReader, *, dtype: str) -> None:
+    Args:
+        checkpoint: whole tensors.
+        dtype: what to hold them in.
+        share_of: this rank's share of the tensor of a name; None is all of it.
+    """
+
+    def __init__(
+        self,
+        checkpoint: CheckpointReader,
+        *,
+        dtype: str,
+        share_of: Callable[[str], Share] | None = None,
+    ) -> None:
         self._checkpoint = checkpoint
         self._dtype = dtype
+        self._share_of = share_of
 
     def __call__(self, name: str) -> Parameter:
         """Read and convert the tensor of that name."""
-        tensor = host_to_tensor(self._checkpoint.read(name), self._dtype)
+        share = self._share_of(name) if self._share_of else None
+        tensor = host_to_tensor(read_share(self._checkpoint, name, share), self._dtype)
         return Parameter(tensor, name=name, requires_grad=False)
+
+
+def read_share(checkpoint: CheckpointReader, name: str, share: Share | None) -> HostArray:
+    """Read a share of a tensor, and no other rows of it; None reads all."""
+    if share is None or share.is_whole:
+        return checkpoint.read(name)
+    return np.concatenate([checkpoint.read(name, region) for region in share.regions])
 
 
 def host_to_tensor(value: HostArray, dtype: str) -> Tensor:

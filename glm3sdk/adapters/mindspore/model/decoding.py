@@ -98,7 +98,7 @@ class DecodeGraph(_Graph):
             values = self._append(self.values[index], rows, slots, value)
             context = self.attention(query, keys, values, mask)
             x = layer.finish(x, context.reshape((-1, self.context_width)))
-        return self.model.logits(x)
+        return self.model.every_logit(x)
 
     def _append(self, cache: Parameter, rows: Tensor, slots: Tensor, new: Tensor) -> Tensor:
         """Write `new` `[B, G, D]` and return the slots' cache `[B, G, L, D]`."""
@@ -153,7 +153,7 @@ class PrefillGraph(_Graph):
             context = self.attention(self.transpose(query, (1, 0, 2)), keys, values, mask)
             context = self.transpose(context, (1, 0, 2)).reshape((-1, self.context_width))
             x = layer.finish(x, context)
-        return self.model.logits(self.gather(x, logit_rows, 0))
+        return self.model.every_logit(self.gather(x, logit_rows, 0))
 
     def _append(self, cache: Parameter, rows: Tensor, context_rows: Tensor, new: Tensor) -> Tensor:
         """Write `new` `[T, G, D]` and return the slot's context `[G, C, D]`."""

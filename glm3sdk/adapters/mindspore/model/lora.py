@@ -20,12 +20,14 @@ class Dropout(nn.Cell):
         rate: share that is dropped.
         seed: int32 Parameter `[]`, set before each step.
         salt: tells this layer's drops from another's.
+        first_column: number of the first column, where this rank has some of them.
     """
 
-    def __init__(self, rate: float, seed: Parameter, salt: int) -> None:
+    def __init__(self, rate: float, seed: Parameter, salt: int, first_column: int = 0) -> None:
         super().__init__(auto_prefix=False)
         self.seed = seed
         self.salt = salt
+        self.column_salt = salt + 1 + first_column
         self.threshold = int(rate * 2**32) - 2**31
         self.scale = 1.0 / (1.0 - rate)
         self.xor = ops.BitwiseXor()
@@ -37,7 +39,7 @@ class Dropout(nn.Cell):
         """Drop elements of x `[N, in]` and scale the others up."""
         rows = self._hash(x.shape[0], self.salt)
         # An odd factor loses none of the other's bits.
-        columns = self.or_(self._hash(x.shape[1], self.salt + 1), Tensor(1, ms.int32))
+        columns = self.or_(self._hash(x.shape[1], self.column_salt), Tensor(1, ms.int32))
         kept = rows.expand_dims(1) * columns.expand_dims(0) >= self.threshold
         return x * kept.astype(x.dtype) * self.scale
 

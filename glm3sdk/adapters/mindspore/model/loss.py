@@ -6,6 +6,7 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from glm3sdk.adapters.mindspore.model.attention import training_attention
+from glm3sdk.adapters.mindspore.model.collectives import Group, SplitCrossEntropy
 from glm3sdk.adapters.mindspore.model.rope import rope_tables
 from glm3sdk.adapters.mindspore.model.transformer import Glm3Cells
 from glm3sdk.domain.labels import IGNORED_LABEL
@@ -55,7 +56,13 @@ class CausalLoss(nn.Cell):
     """
 
     def __init__(
-        self, config: Glm3Config, cells: Glm3Cells, *, fused_attention: bool, seq_length: int
+        self,
+        config: Glm3Config,
+        cells: Glm3Cells,
+        *,
+        fused_attention: bool,
+        seq_length: int,
+        ranks: Group | None = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.model = cells
@@ -73,7 +80,12 @@ class CausalLoss(nn.Cell):
             config, fused=fused_attention, dtype=dtype, seq_length=seq_length
         )
         self.transpose = ops.Transpose()
-        self.cross_entropy = CrossEntropy()
+        self.split = ranks is not None
+        self.cross_entropy = (
+            CrossEntropy()
+            if ranks is None
+            else SplitCrossEntropy(ranks, columns=config.padded_vocab_size)
+        )
 
     def construct(self, input_ids: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
         """input_ids and labels `[B, T]`, weight `[]`; returns a float32 scalar."""
@@ -95,7 +107,8 @@ class CausalLoss(nn.Cell):
         counted = labels != IGNORED_LABEL
         # A row that is not counted still gathers something: id 0.
         weights = ops.cast(counted, ms.float32) * weight
-        return self.cross_entropy(self.model.logits(x), labels * counted, weights)
+        loss = self.cross_entropy(self.model.logits(x), labels * counted, weights)
+        return loss[0] if self.split else loss
 
     def recompute_layers(self) -> None:
         """Recompute activations in the backward pass instead of keeping them."""

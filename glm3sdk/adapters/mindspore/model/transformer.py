@@ -11,6 +11,13 @@ from collections.abc import Callable
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 
+from glm3sdk.adapters.mindspore.model.collectives import (
+    ColumnParallel,
+    GatherColumns,
+    Group,
+    RowParallel,
+    SplitEmbedding,
+)
 from glm3sdk.adapters.mindspore.model.feed_forward import FeedForward
 from glm3sdk.adapters.mindspore.model.linear import Linear
 from glm3sdk.adapters.mindspore.model.norm import RmsNorm
@@ -42,6 +49,7 @@ class DecoderLayer(nn.Cell):
         weights: Weights,
         prefix: str,
         adapt: Adapt,
+        ranks: Group | None,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.heads = config.num_attention_heads
@@ -62,14 +70,23 @@ class DecoderLayer(nn.Cell):
                 fused=profile.fused_norm,
             )
 
+        def some_outputs(layer: nn.Cell) -> nn.Cell:
+            return layer if ranks is None else ColumnParallel(layer, ranks)
+
+        def some_inputs(layer: nn.Cell) -> nn.Cell:
+            return layer if ranks is None else RowParallel(layer, ranks)
+
         self.input_layernorm = norm("input_layernorm")
-        self.query_key_value = linear("self_attention.query_key_value", bias=True)
-        self.dense = linear("self_attention.dense")
+        self.query_key_value = some_outputs(linear("self_attention.query_key_value", bias=True))
+        dense = linear("self_attention.dense")
+        self.dense = some_inputs(dense)
         self.post_attention_layernorm = norm("post_attention_layernorm")
         self.mlp = FeedForward(
-            linear("mlp.dense_h_to_4h"), linear("mlp.dense_4h_to_h"), fused=profile.fused_swiglu
+            some_outputs(linear("mlp.dense_h_to_4h")),
+            some_inputs(linear("mlp.dense_4h_to_h")),
+            fused=profile.fused_swiglu,
         )
-        self.rope = Rope(config, dtype=self.dense.weight.dtype, fused=profile.fused_rope)
+        self.rope = Rope(config, dtype=dense.weight.dtype, fused=profile.fused_rope)
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x `[N, hidden]` to turned queries `[N, H, D]`, turned keys and values `[N, G, D]`."""
@@ -90,7 +107,15 @@ class DecoderLayer(nn.Cell):
 
 
 class Glm3Cells(nn.Cell):
-    """Embedding, layers, final norm and output layer."""
+    """Embedding, layers, final norm and output layer.
+
+    Args:
+        config: what these cells compute: of a model that is split, this rank's share.
+        profile: whose kernels to use.
+        weights: gives each Parameter.
+        adapt: gives the cell in each linear layer's place.
+        ranks: those that share each layer; None for this one alone.
+    """
 
     def __init__(
         self,
@@ -99,13 +124,14 @@ class Glm3Cells(nn.Cell):
         weights: Weights,
         *,
         adapt: Adapt = _unadapted,
+        ranks: Group | None = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.word_embeddings = weights("transformer.embedding.word_embeddings.weight")
         self.layers = nn.CellList(
             [
                 DecoderLayer(
-                    config, profile, weights, f"transformer.encoder.layers.{index}.", adapt
+                    config, profile, weights, f"transformer.encoder.layers.{index}.", adapt, ranks
                 )
                 for index in range(config.num_layers)
             ],
@@ -116,13 +142,28 @@ class Glm3Cells(nn.Cell):
             epsilon=config.layernorm_epsilon,
             fused=profile.fused_norm,
         )
-        self.output_layer = Linear(weights("transformer.output_layer.weight"))
+        output_layer = Linear(weights("transformer.output_layer.weight"))
+        self.output_layer = output_layer
         self.gather = ops.Gather()
+        self.split = ranks is not None
+        if ranks is not None:
+            self.embedding = SplitEmbedding(self.word_embeddings, ranks)
+            self.output_layer = ColumnParallel(output_layer, ranks)
+            self.gather_columns = GatherColumns(ranks)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """input_ids `[N]` to `[N, hidden]`."""
+        if self.split:
+            return self.embedding(input_ids)
         return self.gather(self.word_embeddings, input_ids, 0)
 
     def logits(self, x: Tensor) -> Tensor:
-        """x `[N, hidden]` to float32 logits `[N, V]`."""
+        """x `[N, hidden]` to float32 logits `[N, V]`, of this rank's share of the vocabulary."""
         return ops.cast(self.output_layer(self.final_layernorm(x)), ms.float32)
+
+    def every_logit(self, x: Tensor) -> Tensor:
+        """x `[N, hidden]` to float32 logits `[N, V]` of the whole vocabulary, on every rank."""
+        logits = self.logits(x)
+        if self.split:
+            logits = self.gather_columns(logits)
+        return logits

@@ -1,0 +1,1 @@
+"""ChatGLM3 on OpenVINO: int8 and int4 weights on a plain CPU."""
