@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -244,3 +245,22 @@ def test_a_long_context_has_its_own_positions():
     assert np.isfinite(session.prefill(0, [1] * 33, all_logits=True)).all()
     session.close()
     runtime.close()
+
+
+SIGNALLED = """
+import gc, os, signal, threading
+from glm3sdk import load_runtime
+
+runtimes = [load_runtime("tiny", runtime="openvino")]
+closing = threading.Thread(target=lambda: (runtimes.pop().close(), gc.collect()))
+closing.start()
+closing.join()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_signal_is_handled_after_a_runtime_was_closed_on_another_thread() -> None:
+    command = [sys.executable, "-c", SIGNALLED]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 
 import attrs
@@ -13,6 +14,17 @@ from glm3sdk.adapters.openvino.weights import Constants
 from glm3sdk.domain.model import Glm3Config
 from glm3sdk.ports.arrays import FloatArray, IntArray
 from glm3sdk.ports.checkpoint_store import CheckpointReader
+
+
+@functools.cache
+def _core() -> Core:
+    """The process's one Core, which is never destroyed while it runs.
+
+    The CPU plugin gives the thread that loads it a stack for signal handlers and frees it on the
+    thread that destroys the last Core. Were that another thread, the first would be left
+    with a stack that is gone, and the next signal would be a segmentation fault.
+    """
+    return Core()
 
 
 @attrs.frozen(eq=False)
@@ -47,7 +59,7 @@ class CompiledGlm3:
         constants = Constants(checkpoint, config)
         model = build_model(config, weight=constants.matrix, vector=constants.vector)
         self.layers = config.num_layers
-        self.model: CompiledModel = Core().compile_model(
+        self.model: CompiledModel = _core().compile_model(
             model,
             "CPU",
             {
