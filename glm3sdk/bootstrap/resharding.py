@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
-import numpy as np
 
 from glm3sdk.adapters.storage.file_check import check_file
 from glm3sdk.adapters.storage.known_digests import known_digest
@@ -29,6 +28,7 @@ from glm3sdk.adapters.storage.tensor_file import (
 )
 from glm3sdk.adapters.storage.write_failure import writing
 from glm3sdk.errors import CheckpointWriteError, InvalidCheckpointError
+from glm3sdk.ports.arrays import numpy_dtype
 from glm3sdk.ports.checkpoint_store import CheckpointReader, TensorSpec
 from glm3sdk.ports.tensor_values import DTYPES, is_plain_name
 from glm3sdk.services.resharding import MergedShards, Shard, split_tensors
@@ -298,4 +298,6 @@ def _require_apart(target: Path, strategy: str | os.PathLike[str] | None) -> Non
 
 
 def _bytes_of(tensors: Mapping[str, TensorSpec]) -> int:
-    return sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in tensors.values())
+    return sum(
+        math.prod(spec.shape) * numpy_dtype(spec.dtype).itemsize for spec in tensors.values()
+    )

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from glm3sdk.errors import InvalidCheckpointError
-from glm3sdk.ports.arrays import HostArray
+from glm3sdk.ports.arrays import HostArray, host_array, numpy_dtype
 from glm3sdk.ports.checkpoint_store import TensorSpec
 
 TENSOR_SUFFIX = ".safetensors"
@@ -120,7 +118,7 @@ def converted(file: str, name: str, values: HostArray, dtype: str) -> HostArray:
     """
     try:
         with np.errstate(over="raise"):
-            return values.astype(_numpy_dtype(dtype), copy=False)
+            return host_array(values).astype(numpy_dtype(dtype), copy=False)
     except FloatingPointError as exc:
         raise InvalidCheckpointError(
             f"{file}: tensor {name} has values that {dtype} cannot hold; store it as float32"
@@ -143,8 +141,3 @@ def index_ranges(
     full = index + (slice(None),) * (len(shape) - len(index))
     bounds = [part.indices(size)[:2] for part, size in zip(full, shape, strict=True)]
     return tuple((start, max(start, stop)) for start, stop in bounds)
-
-
-def _numpy_dtype(name: str) -> np.dtype[Any]:
-    # MindSpore gives numpy's name "bfloat16" to a type of its own, whoever imports it.
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)

@@ -18,7 +18,7 @@ from glm3sdk.domain.model import Glm3Config
 from glm3sdk.domain.model_fit import ModelFit, fit_model
 from glm3sdk.domain.weight_names import to_hugging_face
 from glm3sdk.errors import CheckpointWriteError, InvalidCheckpointError
-from glm3sdk.ports.arrays import HostArray
+from glm3sdk.ports.arrays import HostArray, numpy_dtype
 from glm3sdk.ports.checkpoint_store import CheckpointReader, TensorSpec
 from glm3sdk.ports.tensor_values import DTYPES, converted
 
@@ -262,12 +262,12 @@ class Copying:
 
 def size_of(spec: TensorSpec) -> int:
     """Bytes of a tensor's values."""
-    return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
+    return math.prod(spec.shape) * numpy_dtype(spec.dtype).itemsize
 
 
 def file_order(specs: Mapping[str, TensorSpec], names: Iterable[str]) -> list[str]:
     """Names as safetensors files have them: then a file is hashed while it is written."""
-    return sorted(names, key=lambda name: (-np.dtype(specs[name].dtype).itemsize, name))
+    return sorted(names, key=lambda name: (-numpy_dtype(specs[name].dtype).itemsize, name))
 
 
 def _sum(value: HostArray) -> int:

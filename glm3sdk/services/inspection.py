@@ -11,6 +11,7 @@ import numpy as np
 
 from glm3sdk.domain.model import Glm3Config
 from glm3sdk.domain.model_fit import ModelFit, fit_model
+from glm3sdk.ports.arrays import numpy_dtype
 from glm3sdk.ports.checkpoint_store import CheckpointReader, TensorSpec
 from glm3sdk.ports.tensor_values import DTYPES, FLOATS
 
@@ -116,7 +117,7 @@ class FileCheck:
 
 def size_of(spec: TensorSpec) -> int:
     """Bytes of a tensor; 0 where numpy has no such dtype."""
-    width = np.dtype(spec.dtype).itemsize if spec.dtype in DTYPES else 0
+    width = numpy_dtype(spec.dtype).itemsize if spec.dtype in DTYPES else 0
     return math.prod(spec.shape) * width
 
 

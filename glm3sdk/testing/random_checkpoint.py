@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from glm3sdk.domain.model import Glm3Config
-from glm3sdk.ports.arrays import HostArray
+from glm3sdk.ports.arrays import HostArray, numpy_dtype
 
 
 def random_weights(
@@ -36,7 +36,7 @@ def random_weights(
             values = 0.5 * scale * values
         else:
             values = scale / np.sqrt(shape[1], dtype=np.float32) * values
-        weights[name] = values.astype(dtype)
+        weights[name] = values.astype(numpy_dtype(dtype))
     return weights
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from glm3sdk.errors import CheckpointWriteError, InvalidCheckpointError
-from glm3sdk.ports.arrays import HostArray
+from glm3sdk.ports.arrays import HostArray, numpy_dtype
 from glm3sdk.ports.checkpoint_store import CheckpointStore, CheckpointWriter, TensorSpec
 
 _VALUES: Mapping[str, HostArray] = {
@@ -147,7 +147,7 @@ class CheckpointStoreContract:
         writer.commit()
         opened = store.open(f"{root}/a")
         for dtype in dtypes:
-            assert opened.read(dtype).tobytes() == values.astype(dtype).tobytes()
+            assert opened.read(dtype).tobytes() == values.astype(numpy_dtype(dtype)).tobytes()
 
     def test_values_in_any_order_and_layout_are_taken(
         self, store: CheckpointStore, root: str

@@ -35,9 +35,6 @@ TENSORS: Tensors = {
 def ms() -> Any:
     import mindspore
 
-    # MindSpore gives numpy's name "bfloat16" to a type of its own; ours takes it back, as in
-    # glm3sdk.adapters.mindspore.context.
-    np.sctypeDict["bfloat16"] = ml_dtypes.bfloat16
     return mindspore
 
 

@@ -30,9 +30,6 @@ BFLOAT16 = ml_dtypes.bfloat16
 def ms() -> Iterator[Any]:
     import mindspore
 
-    # MindSpore gives numpy's name "bfloat16" to a type of its own; ours takes it back, as in
-    # glm3sdk.adapters.mindspore.context.
-    np.sctypeDict["bfloat16"] = BFLOAT16
     return mindspore
 
 

@@ -26,7 +26,7 @@ from glm3sdk.adapters.storage.safetensors_header import (
 )
 from glm3sdk.domain.model import Glm3Config
 from glm3sdk.errors import InvalidCheckpointError, InvalidConfigError
-from glm3sdk.ports.arrays import HostArray
+from glm3sdk.ports.arrays import HostArray, numpy_dtype
 from glm3sdk.ports.checkpoint_store import TensorSpec
 from glm3sdk.ports.tensor_values import index_ranges
 
@@ -101,7 +101,7 @@ class MappedTensors:
             raise InvalidCheckpointError(f"{self._file}: no tensor {name!r} in this checkpoint")
         placed = self._placed[name]
         ranges = index_ranges(name, placed.spec.shape, index)
-        dtype = np.dtype(placed.spec.dtype)
+        dtype = numpy_dtype(placed.spec.dtype)
         if placed.start == placed.stop:
             return np.empty(placed.spec.shape, dtype)
         try:

@@ -27,7 +27,7 @@ from glm3sdk.adapters.storage.manifest import FileEntry
 from glm3sdk.adapters.storage.tensor_ranges import runs
 from glm3sdk.adapters.storage.write_failure import closing, writing
 from glm3sdk.errors import InvalidCheckpointError
-from glm3sdk.ports.arrays import HostArray
+from glm3sdk.ports.arrays import HostArray, numpy_dtype
 from glm3sdk.ports.checkpoint_store import TensorSpec
 from glm3sdk.ports.tensor_values import (
     DTYPES,
@@ -121,7 +121,7 @@ class MindSporeCkptFile:
                 "leave it out"
             )
         ranges = index_ranges(name, entry.spec.shape, index)
-        values = np.empty([stop - start for start, stop in ranges], np.dtype(entry.spec.dtype))
+        values = np.empty([stop - start for start, stop in ranges], numpy_dtype(entry.spec.dtype))
         target = values.reshape(-1).view(np.uint8).data
         try:
             with self.path.open("rb", buffering=0) as file:
@@ -236,7 +236,7 @@ class MindSporeCkptFile:
         entry = self._entries.get(name)
         if entry is None or entry.spec.dtype not in DTYPES:
             return
-        expected = math.prod(entry.spec.shape) * np.dtype(entry.spec.dtype).itemsize
+        expected = math.prod(entry.spec.shape) * numpy_dtype(entry.spec.dtype).itemsize
         if entry.length != expected:
             often = " (or is it there twice?)" if entry.length > expected else ""
             raise self._damaged(
@@ -328,7 +328,7 @@ def _encoded(
     )
     tag = wire.bytes_field(_VALUE_TAG, name.encode())
     flat = np.ascontiguousarray(value).reshape(-1)
-    width = np.dtype(spec.dtype).itemsize
+    width = numpy_dtype(spec.dtype).itemsize
     step = _CHUNK_BYTES // max(flat.itemsize, width)
     for begin in range(0, max(flat.size, 1), piece_bytes // width):
         piece = flat[begin : begin + piece_bytes // width]

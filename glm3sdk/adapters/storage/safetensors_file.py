@@ -24,7 +24,7 @@ from glm3sdk.adapters.storage.manifest import FileEntry
 from glm3sdk.adapters.storage.safetensors_header import CODES, METADATA, NAMES
 from glm3sdk.adapters.storage.write_failure import closing, writing
 from glm3sdk.errors import InvalidCheckpointError
-from glm3sdk.ports.arrays import HostArray
+from glm3sdk.ports.arrays import HostArray, host_array, numpy_dtype
 from glm3sdk.ports.checkpoint_store import TensorSpec
 from glm3sdk.ports.tensor_values import (
     DTYPES,
@@ -101,7 +101,7 @@ def _layout(
 ) -> tuple[bytes, dict[str, int]]:
     """The file up to its data, and where in the file each tensor begins."""
     # Widest first: then each tensor's begin is a multiple of its item size.
-    order = sorted(specs, key=lambda name: (-np.dtype(specs[name].dtype).itemsize, name))
+    order = sorted(specs, key=lambda name: (-numpy_dtype(specs[name].dtype).itemsize, name))
     # Readers of other frameworks ask for a format before they open a file.
     header: dict[str, Any] = {METADATA: {"format": framework}}
     begin = 0
@@ -109,7 +109,7 @@ def _layout(
         if name == METADATA:
             raise InvalidCheckpointError(f"{file}: no tensor can be called {name}; rename it")
         spec = specs[name]
-        end = begin + math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
+        end = begin + math.prod(spec.shape) * numpy_dtype(spec.dtype).itemsize
         header[name] = {
             "dtype": CODES[spec.dtype],
             "shape": list(spec.shape),
@@ -128,7 +128,7 @@ def _layout(
 
 def _chunks(file: str, name: str, value: HostArray, dtype: str) -> Iterator[memoryview]:
     flat = np.ascontiguousarray(value).reshape(-1)
-    step = _CHUNK_BYTES // max(flat.itemsize, np.dtype(dtype).itemsize)
+    step = _CHUNK_BYTES // max(flat.itemsize, numpy_dtype(dtype).itemsize)
     for start in range(0, flat.size, step):
         part = converted(file, name, flat[start : start + step], dtype)
         yield part.view(np.uint8).data
@@ -209,10 +209,10 @@ class TensorFiles:
         ranges = index_ranges(name, spec.shape, index)
         shape = tuple(stop - start for start, stop in ranges)
         if 0 in shape:
-            return np.empty(shape, np.dtype(spec.dtype))
+            return np.empty(shape, numpy_dtype(spec.dtype))
         slices = tuple(slice(start, stop) for start, stop in ranges)
-        array: HostArray = _with_file(file, lambda opened: opened.get_slice(name)[slices])
-        return array
+        # safetensors finds bfloat16 by numpy's name of it, which may be MindSpore's type.
+        return host_array(_with_file(file, lambda opened: opened.get_slice(name)[slices]))
 
 
 def _with_file(file: Path, use: Callable[[Any], Any]) -> Any:

@@ -12,9 +12,9 @@ from typing import Any
 
 import attrs
 import ml_dtypes  # noqa: F401  # gives numpy the dtype name "bfloat16"
-import numpy as np
 
 from glm3sdk.errors import InvalidCheckpointError
+from glm3sdk.ports.arrays import numpy_dtype
 from glm3sdk.ports.checkpoint_store import TensorSpec
 from glm3sdk.ports.tensor_values import DTYPES
 
@@ -105,7 +105,7 @@ def _tensor(file: str, name: str, entry: Any, data: int) -> PlacedTensor:
     if len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _invalid(file, f"tensor {name} has the data_offsets {offsets}")
     dtype, length = NAMES.get(code), offsets[1] - offsets[0]
-    if dtype is not None and length != math.prod(shape) * np.dtype(dtype).itemsize:
+    if dtype is not None and length != math.prod(shape) * numpy_dtype(dtype).itemsize:
         raise _invalid(file, f"tensor {name} is {code} {shape} and takes {length} bytes")
     spec = TensorSpec(tuple(shape), dtype or code.lower())
     return PlacedTensor(spec, data + offsets[0], data + offsets[1])

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-
 from glm3sdk.adapters.storage.manifest import FileEntry, digest_file
 from glm3sdk.adapters.storage.mindspore_ckpt import (
     CKPT_SUFFIX,
@@ -19,7 +17,7 @@ from glm3sdk.adapters.storage.safetensors_file import TensorFiles, read_specs, w
 from glm3sdk.adapters.storage.staged_writer import write_through
 from glm3sdk.adapters.storage.write_failure import writing
 from glm3sdk.errors import CheckpointWriteError, InvalidCheckpointError
-from glm3sdk.ports.arrays import HostArray
+from glm3sdk.ports.arrays import HostArray, numpy_dtype
 from glm3sdk.ports.checkpoint_store import CheckpointReader
 from glm3sdk.ports.tensor_values import TENSOR_SUFFIX
 
@@ -77,7 +75,7 @@ def write_tensor_file(
     specs = tensors.tensors
     names = list(specs)
     if path.suffix == TENSOR_SUFFIX:  # the order of the file: then it is hashed on the way
-        names.sort(key=lambda name: (-np.dtype(specs[name].dtype).itemsize, name))
+        names.sort(key=lambda name: (-numpy_dtype(specs[name].dtype).itemsize, name))
 
     def values() -> Iterator[tuple[str, HostArray]]:
         for name in names:

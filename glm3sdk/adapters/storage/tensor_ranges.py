@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import attrs
 import numpy as np
 
-from glm3sdk.ports.arrays import HostArray
+from glm3sdk.ports.arrays import HostArray, numpy_dtype
 from glm3sdk.ports.checkpoint_store import TensorSpec
 
 # A request takes as long as some 10 ms of transfer do: a smaller gap is fetched along.
@@ -94,7 +94,7 @@ def fetch_slice(
     Returns:
         The slice, in the tensor's dtype.
     """
-    dtype = np.dtype(spec.dtype)
+    dtype = numpy_dtype(spec.dtype)
     result = np.empty([stop - start for start, stop in ranges], dtype)
     if not result.size:
         return result

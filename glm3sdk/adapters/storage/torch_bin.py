@@ -20,7 +20,7 @@ from glm3sdk.adapters.storage.torch_archive import (
 )
 from glm3sdk.adapters.storage.torch_pickle import StoredTensor, read_tensors
 from glm3sdk.errors import InvalidCheckpointError
-from glm3sdk.ports.arrays import HostArray
+from glm3sdk.ports.arrays import HostArray, numpy_dtype
 from glm3sdk.ports.checkpoint_store import TensorSpec
 from glm3sdk.ports.tensor_values import index_ranges
 
@@ -66,7 +66,7 @@ class TorchBinFile:
         tensor = self._stored[name]
         ranges = index_ranges(name, tensor.shape, index)
         shape = tuple(stop - start for start, stop in ranges)
-        dtype = np.dtype(tensor.dtype)
+        dtype = numpy_dtype(tensor.dtype)
         if 0 in shape:
             return np.empty(shape, dtype)
         member = self._archive.storages[tensor.storage]
@@ -123,14 +123,14 @@ class TorchBinFile:
         last = tensor.offset + sum(
             (size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True)
         )
-        itemsize = np.dtype(tensor.dtype).itemsize
+        itemsize = numpy_dtype(tensor.dtype).itemsize
         if (last + 1) * itemsize > member.size:
             raise self._misplaced(name, "it reaches beyond the end of its storage")
         if count * itemsize > member.size:
             raise self._misplaced(name, "its elements overlap, as an expanded tensor's do")
 
     def _check_size(self, name: str, tensor: StoredTensor, member: Member) -> None:
-        needed = tensor.storage_size * np.dtype(tensor.storage_dtype).itemsize
+        needed = tensor.storage_size * numpy_dtype(tensor.storage_dtype).itemsize
         if needed != member.size:
             raise self._misplaced(
                 name, f"its storage has {member.size} bytes and the pickle says {needed}"
