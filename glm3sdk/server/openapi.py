@@ -26,6 +26,7 @@ def description() -> dict[str, Any]:
         path: {"get": {"summary": text, "responses": {"200": {"description": text}}}}
         for path, text in _PAGES.items()
     }
+    paths["/readyz"]["get"]["responses"]["503"] = {"description": "It stops, or is closed."}
     for path, model in (
         ("/v1/chat/completions", ChatRequest),
         ("/v1/completions", CompletionRequest),

@@ -218,6 +218,12 @@ def test_completions_of_any_make(app: Any, body: dict[str, Any]):
     check(app, COMPLETIONS, json.dumps(body).encode())
 
 
+def test_the_description_has_the_answer_of_a_server_that_stops():
+    for path in ("/readyz", CHAT, COMPLETIONS):
+        (operation,) = description()["paths"][path].values()
+        assert "503" in operation["responses"]
+
+
 def test_the_published_description_fits_what_is_accepted(app: Any):
     document = json.loads(json.dumps(description()))
     assert {CHAT, COMPLETIONS, "/v1/models", "/healthz", "/metrics"} <= set(document["paths"])

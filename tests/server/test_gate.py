@@ -77,7 +77,8 @@ def test_a_page_is_served_where_there_is_one(tmp_path: Path):
         assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
         assert body.startswith(b"<!doctype html>")
         assert "default-src 'self'" in headers["content-security-policy"]
-        assert server.ask("GET", "/static/page.js")[2] == b"'use strict'"
+        _, headers, script = server.ask("GET", "/static/page.js")
+        assert (script, headers["cache-control"]) == (b"'use strict'", "no-store")
         for path in (
             "/static/../../secret.txt",
             "/static/%2e%2e/secret.txt",
