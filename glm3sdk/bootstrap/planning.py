@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from glm3sdk.adapters.mindspore.profiles import PROFILES
+from glm3sdk.adapters.mindspore.profiles import PROFILES, DeviceProfile
 from glm3sdk.adapters.storage.hugging_face import CONFIG_FILE, TOKENIZER_FILE
 from glm3sdk.adapters.storage.jsonl import JsonLinesFile
 from glm3sdk.bootstrap.models import BUNDLED, is_fetched, model_directory
 from glm3sdk.bootstrap.pulling import pull_without_weights
-from glm3sdk.bootstrap.runtimes import runtime_factory
+from glm3sdk.bootstrap.rank_tables import read_rank_table
+from glm3sdk.bootstrap.runtimes import DEFAULT_RUNTIME, runtime_factory
 from glm3sdk.bootstrap.serving import load_tokenizer
 from glm3sdk.config.loader import check_config, load_config
 from glm3sdk.config.schema import RunConfig
+from glm3sdk.domain.communication import Collectives
 from glm3sdk.domain.dataset import Dropped
 from glm3sdk.domain.lora import ADAPTER_CONFIG, Lora
 from glm3sdk.domain.model import PRESETS, Glm3Config
-from glm3sdk.errors import InvalidCheckpointError, InvalidConfigError
+from glm3sdk.domain.rank_table import RankTable
+from glm3sdk.errors import InvalidCheckpointError, InvalidConfigError, UserError
 from glm3sdk.services.datasets import open_dataset
-from glm3sdk.services.planning import RunPlan, plan_run
+from glm3sdk.services.planning import NPROC, plan_run
 from glm3sdk.services.record_layout import training_layout
+from glm3sdk.services.run_plan import RunPlan
 
 _MOST_ADAPTERS = 8
 
@@ -40,6 +46,8 @@ def load_plan(
     *,
     overrides: Sequence[str] = (),
     devices: int | None = None,
+    nproc: int | None = None,
+    rank_table: Path | None = None,
 ) -> RunPlan:
     """Plan a finetune run; nothing is loaded but the model's config.json and the data.
 
@@ -48,9 +56,13 @@ def load_plan(
             published hyper-parameters too, such as "glm3-6b".
         overrides: for a file or preset, `key=value` texts.
         devices: cards that there are; None is what the configuration asks for.
+        nproc: cards of a server; None is 8.
+        rank_table: a HCCL rank table, which tells both.
 
     Raises:
         InvalidRunConfigError: the configuration is wrong, or does not divide over the cards.
+        InvalidRankTableError: the rank table cannot be used.
+        UserError: a rank table and another number of cards are given.
         InvalidCheckpointError: there is no such model.
         InvalidConfigError: its config.json cannot be used.
         UnknownNameError: no runtime goes by that name.
@@ -61,28 +73,52 @@ def load_plan(
         check_config(config)
     else:
         config = load_config(os.fspath(config), overrides=overrides)
-    runtime_factory(config.runtime.name)
-    profile = PROFILES.get(config.runtime.name)
+    runtime = config.runtime.name or DEFAULT_RUNTIME
+    runtime_factory(runtime)
+    profile = PROFILES.get(runtime)
     if profile is None:
         dtype = config.runtime.dtype or "float32"
     else:
         dtype = profile.choose_dtype(config.runtime.dtype)
+    if rank_table is not None:
+        if devices is not None or nproc is not None:
+            raise UserError("a rank table tells the cards: leave --devices and --nproc out")
+        table = read_rank_table(rank_table)
+        devices, nproc = table.rank_size, _ranks_together(table)
     model, directory = _model(config.model.path, adapters_left=_MOST_ADAPTERS)
-    # A plan that cannot be is refused before a large data file is read.
-    fused = profile is not None and profile.fused_swiglu
-    plan_run(config, model, dtype=dtype, fused=fused, devices=devices)
-    records, *notes = _records(config, model, directory)
-    if profile is not None and profile.device_target == "CPU":
-        notes.append(_ON_A_CPU)
-    return plan_run(
+    plan = partial(
+        plan_run,
         config,
         model,
         dtype=dtype,
-        fused=fused,
-        records=records,
+        fused=profile is not None and profile.fused_swiglu,
+        collectives=_collectives(profile),
         devices=devices,
-        notes=tuple(note for note in notes if note),
+        nproc=nproc or NPROC,
     )
+    plan()  # one that cannot be is refused before a large data file is read
+    records, *notes = _records(config, model, directory)
+    if profile is not None and profile.device_target == "CPU":
+        notes.append(_ON_A_CPU)
+    return plan(records=records, notes=tuple(note for note in notes if note))
+
+
+def _collectives(profile: DeviceProfile | None) -> Collectives:
+    if profile is None:
+        return Collectives()
+    return Collectives(
+        gathers_in_groups=profile.gathers_in_groups, reduce_scatter=profile.reduce_scatter
+    )
+
+
+def _ranks_together(table: RankTable) -> int:
+    """How many ranks in a row are on one server, wherever one looks in the table."""
+    together = 0
+    for server in table.servers:
+        ranks = sorted(device.rank_id for device in server.devices)
+        in_a_row = ranks[-1] - ranks[0] == len(ranks) - 1
+        together = math.gcd(together, len(ranks) if in_a_row else 1)
+    return together
 
 
 def _model(name: str, *, adapters_left: int) -> tuple[Glm3Config, Path | None]:

@@ -30,6 +30,11 @@ A collective of n bytes over p ranks moves, on each of them, in the ring algorit
 Yuan 2009): AllReduce 2 (p - 1) / p n sent and as much received, ReduceScatter (p - 1) / p n,
 AllGather (p - 1) n. Where AllGather runs over all ranks alone (`Collectives.gathers_in_groups`),
 an AllReduce over p n bytes does its work.
+
+Of that, what leaves a server that has l of the p ranks, which are on S = p / l servers: AllReduce
+2 (S - 1) / p n, ReduceScatter (S - 1) / p n, AllGather (S - 1) n. That is an exchange within each
+server, and one between the ranks that have the same place on theirs; it sends as much in all as
+one ring does.
 """
 
 from __future__ import annotations
@@ -85,19 +90,37 @@ class Collective:
         kind: "AllReduce", "AllGather" or "ReduceScatter".
         ranks: how many take part.
         payload: bytes that this rank puts in.
+        stride: distance between those that take part; 1 for neighbours.
     """
 
     kind: str
     ranks: int
     payload: int
+    stride: int = 1
 
     @property
     def sent(self) -> int:
         """Bytes that this rank sends, and as many that it receives, around a ring."""
         if self.kind == ALL_GATHER:
             return (self.ranks - 1) * self.payload
-        passes = 2 if self.kind == ALL_REDUCE else 1
-        return passes * (self.ranks - 1) * self.payload // self.ranks
+        return self._passes * (self.ranks - 1) * self.payload // self.ranks
+
+    def servers(self, nproc: int) -> int:
+        """On how many servers of nproc ranks its members are, at most."""
+        if nproc % self.stride:
+            return self.ranks
+        return self.ranks // math.gcd(self.ranks, nproc // self.stride)
+
+    def between_servers(self, nproc: int) -> int:
+        """Bytes of `sent` that leave the server, at most, where each has nproc ranks."""
+        others = self.servers(nproc) - 1
+        if self.kind == ALL_GATHER:
+            return others * self.payload
+        return self._passes * others * self.payload // self.ranks
+
+    @property
+    def _passes(self) -> int:
+        return 2 if self.kind == ALL_REDUCE else 1
 
 
 def step_collectives(shares: TensorShares, load: StepLoad) -> Counter[Collective]:
@@ -131,7 +154,7 @@ def _micro_batch(shares: TensorShares, load: StepLoad) -> Iterator[tuple[Collect
         Collective(ALL_REDUCE, ranks, tokens * shares.config.hidden_size * load.item_bytes),
         passes,
     )
-    yield _gather(shares, ranks, 12 * tokens, load), 1
+    yield _gather(shares, ranks, 12 * tokens, 1, load), 1
 
 
 def _without_gradient(shares: TensorShares) -> int:
@@ -155,13 +178,16 @@ def _gradient(shares: TensorShares, name: str, load: StepLoad) -> Iterator[Colle
     shards = shares.shards(FIRST_MOMENT + name)
     if plan.data > 1:
         scatters = load.collectives.reduce_scatter and 1 < shards == plan.data
-        yield Collective(REDUCE_SCATTER if scatters else ALL_REDUCE, plan.data, 4 * size)
+        kind = REDUCE_SCATTER if scatters else ALL_REDUCE
+        yield Collective(kind, plan.data, 4 * size, plan.tensor)
     if shards > 1:
         item = 4 if shares.lora else load.item_bytes
-        yield _gather(shares, shards, item * size // shards, load)
+        yield _gather(shares, shards, item * size // shards, plan.tensor, load)
 
 
-def _gather(shares: TensorShares, ranks: int, payload: int, load: StepLoad) -> Collective:
+def _gather(
+    shares: TensorShares, ranks: int, payload: int, stride: int, load: StepLoad
+) -> Collective:
     if load.collectives.gathers_in_groups or ranks == shares.plan.ranks:
-        return Collective(ALL_GATHER, ranks, payload)
-    return Collective(ALL_REDUCE, ranks, ranks * payload)
+        return Collective(ALL_GATHER, ranks, payload, stride)
+    return Collective(ALL_REDUCE, ranks, ranks * payload, stride)

@@ -1,30 +1,32 @@
 """What a training step takes of one card's memory, in bytes, from shapes alone.
 
-N = batch_size x seq_length tokens lie on a card, e bytes to an item of its dtype. h, f, a
-and V are the model's hidden and ffn width, heads and vocabulary, c is a x kv_channels, q the
-rows of query, key and value, L the layers, and t the cards that share each layer.
+N = batch_size x seq_length tokens lie on a card, e bytes to an item of its dtype. h is the
+model's hidden width and L its layers; f, a, q, c and V are what the card computes of the ffn, the
+heads, the rows of query, key and value, of heads x kv_channels and of the vocabulary.
 
     weights      P e                P parameters on the card
     gradients    4 T                T trained ones, summed in float32
-    optimizer    8 T                two moments
-                 + 4 T              float32 copies, where e < 4
+                 + 4 S              where ReduceScatter gives the card its shards' sums
+    optimizer    8 S                two moments; S is T, or the card's optimizer shards of it
+                 + 4 S              float32 copies, where e < 4 and of every shard
     layer A      N x (4h e          inputs and outputs of two norms
                       + 8           root means of the norms
-                      + q/t e       query, key and value
-                      + c/t e       input of the layer that follows attention
-                      + a/t s e     explicit attention: the softmax over s = seq_length
-                      or c/t e      flash attention: its output,
-                      + 64 a/t      and each row's maximum and sum, float32, eight times
-                      + 3 f/t e)    gate, up, and their product
+                      + q e         query, key and value
+                      + c e         input of the layer that follows attention
+                      + a s e       explicit attention: the softmax over s = seq_length
+                      or c e        flash attention: its output,
+                      + 64 a        and each row's maximum and sum, float32, eight times
+                      + 3 f e)      gate, up, and their product
     activations  L A + A            and A again: the gradients of one layer's
-    recomputed   L K + 2 A          K = N (2h + (q + c)/t) e: what crosses between cells
+    recomputed   L K + 2 A          K = N (2h + q + c) e: what crosses between cells
     final norm   N (2h e + 4)       its input, its output, its root means
-    logits       12 N V/t           log-probabilities, their gradient, the logits' gradient
-                 + N V/t e          the logits as the last layer gives them, where e < 4
+    logits       12 N V             log-probabilities, their gradient, the logits' gradient
+                 + N V e            the logits as the last layer gives them, where e < 4
 
-Where SwiGLU and RMSNorm are not one kernel, their inner steps are kept too: 2h e + 2 f/t e
-a token. An adapter is float32; its layer keeps the dropped input, the drop's mask, and r
-values. What a frozen layer need not keep is counted all the same, so a LoRA run takes less.
+P, T and S are counted by `tensor_shares`. Where SwiGLU and RMSNorm are not one kernel, their
+inner steps are kept too: 2h e + 2 f e a token. An adapter is float32; its layer keeps the dropped
+input, the drop's mask, and r values. What a frozen layer need not keep is counted all the same,
+so a LoRA run takes less.
 
 A layer is counted as in Korthikanti et al. 2022 (arXiv 2205.05198, section 4), for these
 cells: no dropout, a gated feed-forward layer, grouped queries. Communication buffers, the
@@ -40,6 +42,8 @@ import attrs
 
 from glm3sdk.domain.lora import Lora
 from glm3sdk.domain.model import Glm3Config
+from glm3sdk.domain.parallel import ParallelPlan
+from glm3sdk.domain.tensor_shares import FIRST_MOMENT, TensorShares
 
 GIB = 2**30
 """Bytes of what cards and `max_device_memory` call a GB."""
@@ -48,9 +52,6 @@ _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _FLOAT32 = 4
 # FlashAttentionScore repeats a row's maximum and sum so often, for alignment.
 _ROW_STATISTICS = 2 * 8
-
-# Split by rows (Megatron's column-parallel); the other linear layers are split by columns.
-_SPLIT_BY_ROWS = ("query_key_value", "dense_h_to_4h")
 
 
 @attrs.frozen(kw_only=True)
@@ -64,9 +65,10 @@ class CardLoad:
         lora: the adapter that is trained, or None for every weight.
         flash_attention: one kernel does attention and keeps no scores.
         fused: SwiGLU and RMSNorm are one kernel each.
+        reduce_scatter: a card is given its optimizer shards' sums alone.
         data: data-parallel replicas.
-        tensor: cards that share a replica's layers; must divide what `tensor_faults` checks.
-        optimizer_shard: each replica keeps 1/data of the optimizer's state.
+        tensor: cards that share a replica's layers; checked by `ParallelPlan.check`.
+        optimizer_shard: each replica keeps a share of the optimizer's state.
     """
 
     batch_size: int
@@ -75,9 +77,17 @@ class CardLoad:
     lora: Lora | None = None
     flash_attention: bool = False
     fused: bool = False
+    reduce_scatter: bool = False
     data: int = 1
     tensor: int = 1
     optimizer_shard: bool = False
+
+    @property
+    def plan(self) -> ParallelPlan:
+        """How all cards share the run."""
+        return ParallelPlan(
+            data=self.data, tensor=self.tensor, optimizer_shard=self.optimizer_shard
+        )
 
     @property
     def tokens(self) -> int:
@@ -117,54 +127,51 @@ class MemoryUse:
 
 
 def training_memory(config: Glm3Config, load: CardLoad) -> MemoryUse:
-    """The memory of one card in a training step."""
-    own = _parameters(config, load.tensor)
+    """The memory of one card in a training step; every card's is the same."""
+    shares = TensorShares(config=config, plan=load.plan, lora=load.lora)
+    local = load.plan.place(0).local_config(config)
     item, tokens = load.item_bytes, load.tokens
-    if load.lora:
-        trained = _adapter_parameters(config, load.lora, load.tensor)
-        weights = own * item + trained * _FLOAT32
-        state = 2 * _FLOAT32 * trained
-    else:
-        trained, weights = own, own * item
-        state = (2 if item == _FLOAT32 else 3) * _FLOAT32 * trained
-    layer = _layer(config, load)
+    weights = item * sum(_size(shares, name) for name in config.tensor_shapes())
+    gradients = optimizer = 0
+    for name in shares.trained():
+        size, shards = _size(shares, name), shares.shards(FIRST_MOMENT + name)
+        copied = shards > 1 or (load.lora is None and item < _FLOAT32)
+        gradients += _FLOAT32 * size
+        optimizer += (3 if copied else 2) * _FLOAT32 * size // shards
+        if load.lora:
+            weights += _FLOAT32 * size
+        if load.reduce_scatter and 1 < shards == load.data:
+            gradients += _FLOAT32 * size // shards
+    layer = _layer(local, load)
     final_norm = tokens * (2 * config.hidden_size * item + _FLOAT32)
-    logits = tokens * _share(config.padded_vocab_size, load)
+    logits = 3 * _FLOAT32 + (item if item < _FLOAT32 else 0)
     return MemoryUse(
         weights=weights,
-        gradients=_FLOAT32 * trained,
-        optimizer=math.ceil(state / load.data) if load.optimizer_shard else state,
+        gradients=gradients,
+        optimizer=optimizer,
         activations=(config.num_layers + 1) * layer + final_norm,
-        recomputed_activations=config.num_layers * _crossing(config, load) + 2 * layer + final_norm,
-        logits=logits * (3 * _FLOAT32 + (item if item < _FLOAT32 else 0)),
+        recomputed_activations=config.num_layers * _crossing(local, load) + 2 * layer + final_norm,
+        logits=tokens * local.padded_vocab_size * logits,
     )
 
 
 def trained_parameters(config: Glm3Config, lora: Lora | None) -> int:
     """Parameters that a run trains, over all cards of a replica."""
-    return _adapter_parameters(config, lora, 1) if lora else config.parameter_count
+    shares = TensorShares(config=config, plan=ParallelPlan(), lora=lora)
+    return sum(_size(shares, name) for name in shares.trained())
 
 
-def tensor_faults(config: Glm3Config, tensor: int) -> tuple[str, ...]:
-    """What `tensor` cards cannot share evenly, such as "multi_query_group_num=2"."""
-    names = (
-        "num_attention_heads",
-        "multi_query_group_num",
-        "ffn_hidden_size",
-        "padded_vocab_size",
-    )
-    return tuple(
-        f"{name}={getattr(config, name)}" for name in names if getattr(config, name) % tensor
-    )
+def _size(shares: TensorShares, name: str) -> int:
+    """What a card computes with of a tensor; of optimizer state, keeps."""
+    return math.prod(shares.share(name, shares.plan.place(0)).shape)
 
 
-def _layer(config: Glm3Config, load: CardLoad) -> int:
+def _layer(local: Glm3Config, load: CardLoad) -> int:
     """Bytes that one layer keeps for its backward pass."""
-    hidden, item = config.hidden_size, load.item_bytes
-    heads = _share(config.num_attention_heads, load)
-    context = heads * config.kv_channels
-    ffn = _share(config.ffn_hidden_size, load)
-    items = 4 * hidden + _share(config.qkv_size, load) + context + 3 * ffn
+    hidden, item = local.hidden_size, load.item_bytes
+    heads, ffn = local.num_attention_heads, local.ffn_hidden_size
+    context = heads * local.kv_channels
+    items = 4 * hidden + local.qkv_size + context + 3 * ffn
     statistics = 2 * _FLOAT32
     if load.flash_attention:
         items += context
@@ -174,45 +181,22 @@ def _layer(config: Glm3Config, load: CardLoad) -> int:
     if not load.fused:
         items += 2 * ffn + 2 * hidden
     if load.lora:
-        items += _adapter_items(config, load, load.lora)
+        items += _adapter_items(local, load.lora)
     return load.tokens * (items * item + statistics)
 
 
-def _adapter_items(config: Glm3Config, load: CardLoad, lora: Lora) -> int:
-    context = config.num_attention_heads * config.kv_channels
+def _adapter_items(local: Glm3Config, lora: Lora) -> int:
     widths = {
-        "query_key_value": config.hidden_size,
-        "dense": _share(context, load),
-        "dense_h_to_4h": config.hidden_size,
-        "dense_4h_to_h": _share(config.ffn_hidden_size, load),
+        "query_key_value": local.hidden_size,
+        "dense": local.num_attention_heads * local.kv_channels,
+        "dense_h_to_4h": local.hidden_size,
+        "dense_4h_to_h": local.ffn_hidden_size,
     }
     kept = 2 if lora.dropout else 0
     return sum(kept * widths[target] + lora.rank for target in lora.targets)
 
 
-def _crossing(config: Glm3Config, load: CardLoad) -> int:
+def _crossing(local: Glm3Config, load: CardLoad) -> int:
     """Bytes of a layer that are not recomputed."""
-    context = config.num_attention_heads * config.kv_channels
-    items = 2 * config.hidden_size + _share(config.qkv_size + context, load)
-    return load.tokens * items * load.item_bytes
-
-
-def _parameters(config: Glm3Config, tensor: int) -> int:
-    """Parameters of a card: norms are on each, the rest is shared."""
-    return sum(
-        math.prod(shape) // (1 if "layernorm" in name else tensor)
-        for name, shape in config.tensor_shapes().items()
-    )
-
-
-def _adapter_parameters(config: Glm3Config, lora: Lora, tensor: int) -> int:
-    total = 0
-    for pair in lora.pairs(config):
-        a, b = math.prod(pair.shape_a), math.prod(pair.shape_b)
-        by_rows = pair.weight.removesuffix(".weight").endswith(_SPLIT_BY_ROWS)
-        total += a + b // tensor if by_rows else a // tensor + b
-    return total
-
-
-def _share(size: int, load: CardLoad) -> int:
-    return size // load.tensor
+    context = local.num_attention_heads * local.kv_channels
+    return load.tokens * (2 * local.hidden_size + local.qkv_size + context) * load.item_bytes

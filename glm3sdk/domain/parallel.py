@@ -68,9 +68,10 @@ class ParallelPlan:
             )
         faults = self.tensor_faults(config)
         if faults:
+            usable = ", ".join(map(str, tensor_choices(config)))
             raise InvalidParallelPlanError(
-                f"parallel.tensor={self.tensor} does not divide {', '.join(faults)}; choose "
-                "another number of ranks"
+                f"parallel.tensor={self.tensor} does not divide {', '.join(faults)}; use one of "
+                f"{usable}"
             )
 
     def tensor_faults(self, config: Glm3Config) -> tuple[str, ...]:
@@ -80,10 +81,11 @@ class ParallelPlan:
         """
         names = ("num_attention_heads", "ffn_hidden_size", "padded_vocab_size")
         faults = [name for name in names if getattr(config, name) % self.tensor]
+        found = [f"{name}={getattr(config, name)}" for name in faults]
         groups = config.multi_query_group_num
         if max(groups, self.tensor) % min(groups, self.tensor):
-            faults.append("multi_query_group_num")
-        return tuple(f"{name}={getattr(config, name)}" for name in faults)
+            found.append(f"multi_query_group_num={groups} (nor the other way round)")
+        return tuple(found)
 
     def place(self, rank_id: int) -> Place:
         """Where a rank stands.
@@ -97,6 +99,13 @@ class ParallelPlan:
                 f"parallel.tensor={self.tensor} has ranks 0 to {self.ranks - 1}"
             )
         return Place(self, rank_id)
+
+
+def tensor_choices(config: Glm3Config) -> tuple[int, ...]:
+    """Every number of tensor ranks that can share out a model."""
+    heads = config.num_attention_heads
+    divisors = (size for size in range(1, heads + 1) if heads % size == 0)
+    return tuple(size for size in divisors if not ParallelPlan(tensor=size).tensor_faults(config))
 
 
 @attrs.frozen

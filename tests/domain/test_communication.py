@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from glm3sdk.domain.communication import (
     ALL_GATHER,
     ALL_REDUCE,
@@ -75,3 +77,47 @@ def test_a_cpu_gathers_in_groups_by_twice_the_bytes() -> None:
 
 def test_a_rank_alone_sends_nothing() -> None:
     assert sent(ParallelPlan()) == 0
+
+
+@pytest.mark.parametrize(
+    ("collective", "servers", "between"),
+    [
+        # 32 neighbours on 4 servers of 8: an eighth of the sum is exchanged among 4 servers.
+        (Collective(ALL_REDUCE, 32, 3200), 4, 2 * 3 * 3200 // 32),
+        (Collective(REDUCE_SCATTER, 32, 3200), 4, 3 * 3200 // 32),
+        # Each card's part has to reach 3 other servers once; from there cards pass it on.
+        (Collective(ALL_GATHER, 32, 100), 4, 3 * 100),
+        # Tensor ranks on one server; data ranks beside them, every second and every eighth.
+        (Collective(ALL_REDUCE, 8, 800), 1, 0),
+        (Collective(ALL_REDUCE, 16, 1600, 2), 4, 2 * 3 * 1600 // 16),
+        (Collective(ALL_REDUCE, 4, 400, 8), 4, 2 * 3 * 400 // 4),
+        (Collective(ALL_GATHER, 4, 100, 16), 4, 3 * 100),
+        # Servers have 3 or 2 of these ranks: then each card may have to send on its own.
+        (Collective(ALL_REDUCE, 8, 800, 3), 8, 2 * 7 * 800 // 8),
+    ],
+)
+def test_what_leaves_a_server_depends_on_who_is_on_it(
+    collective: Collective, servers: int, between: int
+) -> None:
+    assert collective.servers(8) == servers
+    assert collective.between_servers(8) == between <= collective.sent
+
+
+def test_a_hierarchical_exchange_sends_as_much_as_one_ring() -> None:
+    for kind in (ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER):
+        flat = Collective(kind, 32, 3200)
+        between = flat.between_servers(8)
+        # Within a server 8 cards exchange it all, or what the others of 4 servers brought.
+        within = Collective(kind, 8, 3200).sent * (4 if kind == ALL_GATHER else 1)
+        assert within + between == flat.sent
+
+
+def test_tensor_ranks_of_one_server_send_nothing_to_another() -> None:
+    plan = ParallelPlan(data=4, tensor=8, optimizer_shard=True)
+    found = step_collectives(TensorShares(config=SIX_B, plan=plan), LOAD)
+    neighbours = [each for each in found if each.ranks == 8]
+    assert neighbours
+    assert not any(each.between_servers(8) for each in neighbours)
+    # A card's eighth of the gradients goes to 3 other servers, and weights come from there.
+    distant = [each for each in found if each.stride == 8]
+    assert all(each.between_servers(8) == each.sent for each in distant)

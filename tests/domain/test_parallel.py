@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import attrs
 import pytest
 
 from glm3sdk.domain.model import Glm3Config
-from glm3sdk.domain.parallel import ParallelPlan, Place
+from glm3sdk.domain.parallel import ParallelPlan, Place, tensor_choices
 from glm3sdk.errors import InvalidParallelPlanError, UserError
 
 SIX_B = Glm3Config.preset("glm3-6b")
@@ -40,6 +41,20 @@ def test_ranks_that_outnumber_the_groups_hold_each_group_on_several() -> None:
 @pytest.mark.parametrize("tensor", [1, 2, 4, 8, 16, 32])
 def test_the_6b_model_can_be_cut_by_these(tensor: int) -> None:
     ParallelPlan(tensor=tensor).check(SIX_B)
+    assert tensor in tensor_choices(SIX_B)
+
+
+def test_a_refused_number_of_ranks_is_answered_with_those_that_would_do() -> None:
+    for tensor in set(range(1, 70)) - set(tensor_choices(SIX_B)):
+        with pytest.raises(InvalidParallelPlanError, match=r"use one of 1, 2, 4, 8, 16, 32$"):
+            ParallelPlan(tensor=tensor).check(SIX_B)
+    six = Glm3Config(num_attention_heads=12, multi_query_group_num=4, ffn_hidden_size=12)
+    six = attrs.evolve(six, padded_vocab_size=12)
+    # 6 ranks share out all but the groups: 4 of 6 would hold one, and none can hold a half.
+    assert ParallelPlan(tensor=6).tensor_faults(six) == (
+        "multi_query_group_num=4 (nor the other way round)",
+    )
+    assert tensor_choices(six) == (1, 2, 4, 12)
 
 
 @pytest.mark.parametrize(
