@@ -78,6 +78,8 @@ def convert(
     dtype: str | None = None,
     config: str | os.PathLike[str] | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    strategy: str | os.PathLike[str] | None = None,
+    check_replicas: bool = False,
     verify: bool = True,
     progress: Progress | None = None,
 ) -> ConversionReport:
@@ -97,6 +99,10 @@ def convert(
         config: a config.json, the directory of one, or a preset's name, for a source that has
             none beside it.
         max_shard_bytes: of a safetensors file of a directory.
+        strategy: the strategy of the run that wrote a sharded source (rank_0, rank_1, ...), which
+            is merged while it is read.
+        check_replicas: with `verify`, compare all replicas of such a source; else the lowest
+            rank's is taken.
         verify: compare the source with the sha256 that are known, read everything back and
             compare names, shapes, dtypes and sums.
         progress: is told of every tensor.
@@ -122,7 +128,7 @@ def convert(
         require_nothing_at(target)
     else:
         target = str(_file_target(target, kind))
-    opened = open_source(source, config)
+    opened = open_source(source, config, strategy=strategy, check_replicas=check_replicas)
     if verify:
         opened.check(partial(progress, "reading") if progress else lambda *_: None)
     weights, own_dtype = opened.weights, dtype or opened.dtype
@@ -293,7 +299,10 @@ def require_space(folder: Path, size: int, target: str) -> None:
     """
     place = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
     with writing(place):
-        free = shutil.disk_usage(place).free
+        disk = shutil.disk_usage(place)
+    free = disk.free
+    if not disk.total:  # /proc and its like
+        raise CheckpointWriteError(f"{place} can hold no files: write {target} elsewhere")
     if free < size + _SLACK:
         raise CheckpointWriteError(
             f"{place} has {free / _GB:.2f} GB free and {target} takes {size / _GB:.2f} GB; free "

@@ -17,15 +17,18 @@ from glm3sdk.adapters.storage.known_digests import known_digest
 from glm3sdk.adapters.storage.local_checkpoint import reading
 from glm3sdk.adapters.storage.manifest import MANIFEST_FILE, read_manifest
 from glm3sdk.adapters.storage.mindspore_ckpt import CKPT_SUFFIX
+from glm3sdk.adapters.storage.rank_files import find_rank_files
 from glm3sdk.adapters.storage.stored_model import open_tensors
 from glm3sdk.adapters.storage.validation import require_tensors
 from glm3sdk.adapters.storage.weight_files import WeightFiles
 from glm3sdk.bootstrap.models import model_directory, open_model
+from glm3sdk.bootstrap.resharding import open_sharded
 from glm3sdk.domain.lora import ADAPTER_CONFIG
 from glm3sdk.domain.model import PRESETS, Glm3Config
 from glm3sdk.errors import InvalidCheckpointError, InvalidConfigError
 from glm3sdk.ports.checkpoint_store import CheckpointReader
 from glm3sdk.services.conversion import ModelWeights, find_weights
+from glm3sdk.services.resharding import MergedShards
 
 _TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer_config.json")
 # No adapter goes there, so it still has the base's dtype.
@@ -43,6 +46,7 @@ class ConversionSource:
         files: its tokenizer's files.
         read_from: the files that the weights are read from.
         dtype: what the weights are stored in where nothing else is asked for; None is their own.
+        replicas: shards whose replicas are to be compared; None is none.
     """
 
     weights: ModelWeights
@@ -51,9 +55,10 @@ class ConversionSource:
     files: Mapping[str, bytes]
     read_from: tuple[Path, ...]
     dtype: str | None = None
+    replicas: MergedShards | None = None
 
     def check(self, progress: Callable[[int, int], None]) -> None:
-        """Compare the files of weights with their sha256, where it is known.
+        """Compare the files of weights with their sha256, where it is known, and replicas.
 
         Else a damaged source would come out under new sums, and nobody could tell any more.
 
@@ -84,10 +89,17 @@ class ConversionSource:
             if digest is not None:
                 with reading(file):
                     check_digest(file, digest, on_bytes)
+        if self.replicas is not None:
+            for name in self.replicas.tensors:
+                self.replicas.check_replicas(name)
 
 
 def open_source(
-    source: str | os.PathLike[str], config: str | os.PathLike[str] | None
+    source: str | os.PathLike[str],
+    config: str | os.PathLike[str] | None,
+    *,
+    strategy: str | os.PathLike[str] | None = None,
+    check_replicas: bool = False,
 ) -> ConversionSource:
     """Open a model for conversion.
 
@@ -97,6 +109,8 @@ def open_source(
             name or a URI.
         config: a config.json, the directory of one, or a preset's name; None is the one that
             is beside the weights, and where there is none the shapes must tell.
+        strategy: the strategy of the run that wrote a directory of rank_0, rank_1, ...
+        check_replicas: have all replicas of such a source compared too.
 
     Raises:
         InvalidConfigError: a config.json that cannot be used.
@@ -106,15 +120,21 @@ def open_source(
     """
     path = Path(source)
     with reading(path):
-        if not path.is_file():
+        if strategy is None and not path.is_file():
             path = model_directory(source)
         if (path / ADAPTER_CONFIG).is_file():
             return _adapter(path, config)
         place = path.parent if path.is_file() else path
-        reader, files = _open_file(path) if path.is_file() else _open_directory(path)
+        reader: CheckpointReader
+        merged = None if strategy is None else open_sharded(path, strategy)
+        if merged is not None:
+            reader, files = merged, tuple(find_rank_files(path))
+        else:
+            reader, files = _open_file(path) if path.is_file() else _open_directory(path)
         values, model = _config_values(place, config)
         known = None if values is None else _parsed(values, model)
-        if known is not None and path.is_dir() and open_converted(path, known) is not None:
+        has_own = (path / CONFIG_FILE).is_file()  # as a directory for a runtime always has
+        if known is not None and has_own and open_converted(path, known) is not None:
             raise InvalidCheckpointError(
                 f"{path} was converted for the runtime 'openvino', and nothing else can be made of "
                 "it; pass the model it was converted from"
@@ -127,6 +147,7 @@ def open_source(
             model=model if values is not None else _recognised(*weights.presets),
             files=_tokenizer_files(place),
             read_from=files,
+            replicas=merged if check_replicas else None,
         )
 
 
@@ -160,8 +181,8 @@ def _open_directory(path: Path) -> tuple[CheckpointReader, tuple[Path, ...]]:
     """The weights in a directory, and the files that they are read from."""
     if (path / "rank_0").is_dir():
         raise InvalidCheckpointError(
-            f"{path} is sharded over ranks; merge it first (glm3 checkpoint merge) and convert "
-            "the result"
+            f"{path} is sharded over ranks; merge it first (glm3 checkpoint merge, with --to hf "
+            "for a model's directory)"
         )
     names = sorted(os.listdir(path))
     ours = [name for name in names if name.endswith(CKPT_SUFFIX)]

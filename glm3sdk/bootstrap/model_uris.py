@@ -72,6 +72,10 @@ def request_for(model: str, source: str | None = None) -> ModelRequest:
 
 def _uri_of(text: str) -> str:
     if is_uri(text):
+        if not text.partition("://")[2].strip("/"):
+            raise UnknownNameError(
+                f"{text!r} says how to fetch and not what: pass a URI such as obs://BUCKET/PREFIX"
+            )
         if re.match("https?:", text, re.IGNORECASE) and re.search("[?#]", text):
             raise UnknownNameError(
                 "an address with '?' or '#' names no directory; pass one whose files are found "

@@ -26,6 +26,7 @@ from glm3sdk.errors import InvalidCheckpointError
 from glm3sdk.ports.checkpoint_store import CheckpointReader
 from glm3sdk.services.adapters import MergedCheckpoint
 from glm3sdk.services.run_checkpoints import CHECKPOINTS, RESULT
+from glm3sdk.services.run_shards import SHARDS, STRATEGY_FILE
 
 BUNDLED = ("tiny",)
 
@@ -78,7 +79,7 @@ def model_directory(
     if name in BUNDLED:
         return Path(str(resources.files("glm3sdk") / "assets" / name))
     path = Path(name)
-    if path.exists():
+    if name and path.exists():
         return _of_run(path)
     if is_fetched(name):
         return pull(name, progress=progress).path
@@ -104,6 +105,7 @@ def open_model(model: str | os.PathLike[str]) -> OpenedModel:
 
 
 def _open(path: Path, *, adapters_left: int) -> OpenedModel:
+    _require_whole(path)
     if not (path / ADAPTER_CONFIG).is_file():
         directory = HuggingFaceDirectory(path)
         converted = open_converted(path, directory.config)
@@ -140,6 +142,17 @@ def _open(path: Path, *, adapters_left: int) -> OpenedModel:
     tokenizer_path = own_tokenizer if own_tokenizer.is_file() else base.tokenizer_path
     files = (*base.files, path / ADAPTER_TENSORS)
     return OpenedModel(base.config, merged, tokenizer_path, path, files)
+
+
+def _require_whole(path: Path) -> None:
+    """Refuse a checkpoint of a run whose tensors lie beside it, in the parts of several ranks."""
+    parts = path.parent.parent / SHARDS / path.name
+    if path.parent.name == CHECKPOINTS and parts.is_dir():
+        raise InvalidCheckpointError(
+            f"{path} was stored by several ranks, each a part, and is no model yet: resume the run "
+            f"to its end, or put the parts together with `glm3 checkpoint merge {parts} "
+            f"merged.safetensors --strategy {parts / STRATEGY_FILE}`"
+        )
 
 
 def _base_of(adapter: Path, name: str) -> Path:

@@ -273,7 +273,12 @@ class _Fetch:
         missing = sum(self.cache.missing(file.blob, sha256=file.sha256) for file in found.files)
         folder = models_folder()
         there = next(path for path in (folder, *folder.parents) if path.exists())
-        free = shutil.disk_usage(there).free
+        free, size = (disk := shutil.disk_usage(there)).free, disk.total
+        if not size:  # /proc and its like
+            raise CheckpointWriteError(
+                f"{folder} can hold no files ({there} is no disk): set {FOLDER_VARIABLE} to a "
+                "folder with room"
+            )
         if missing > free:
             raise CheckpointWriteError(
                 f"{folder} has {free / _GB:.2f} GB free and {self.request.key} takes "

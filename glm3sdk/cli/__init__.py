@@ -34,6 +34,12 @@ def main(arguments: Sequence[str] | None = None, *, loaders: Loaders | None = No
         if leaving.code == INTERRUPTED:
             _leave_at_once(INTERRUPTED)
         raise
+    except OSError as exc:  # help that cannot be printed; commands report their own
+        from glm3sdk.cli.failures import system_failure
+
+        failure = system_failure(exc)
+        failure.show()
+        raise SystemExit(failure.exit_code) from exc
     raise SystemExit(0)
 
 

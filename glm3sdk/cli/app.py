@@ -9,6 +9,7 @@ from glm3sdk.cli.bench import bench
 from glm3sdk.cli.cache import cache
 from glm3sdk.cli.chat import chat
 from glm3sdk.cli.checkpoint import checkpoint
+from glm3sdk.cli.completion import completion
 from glm3sdk.cli.convert import convert
 from glm3sdk.cli.dataset import dataset
 from glm3sdk.cli.doctor import doctor
@@ -40,6 +41,7 @@ for _command in (
     cache,
     chat,
     checkpoint,
+    completion,
     convert,
     dataset,
     doctor,

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from glm3sdk.cli.completing import complete_model, complete_runtime
+from glm3sdk.cli.loading import RUNTIME_HELP
+
 if TYPE_CHECKING:  # they import numpy, and `glm3 --help` is to be quick
     from glm3sdk.services.benchmark import BenchmarkReport
 
@@ -14,15 +17,29 @@ _GB = 10**9
 
 
 @click.command()
-@click.argument("model", default="tiny")
-@click.option("--runtime", metavar="NAME", help="What runs it.  [default: what MODEL was made for]")
+@click.argument("model", default="tiny", shell_complete=complete_model)
+@click.option("--runtime", metavar="NAME", shell_complete=complete_runtime, help=RUNTIME_HELP)
 @click.option("--dtype", metavar="DTYPE", help="What to hold weights in.")
-@click.option("--prompt", default=128, show_default=True, metavar="TOKENS", help="Of a prompt.")
+@click.option("--prompt", default=128, show_default=True, metavar="TOKENS", help="Prompt tokens.")
 @click.option(
-    "--new-tokens", default=16, show_default=True, metavar="TOKENS", help="Decoded after it."
+    "--new-tokens", default=16, show_default=True, metavar="TOKENS", help="Decoded tokens."
 )
-@click.option("--batch", default=8, show_default=True, metavar="N", help="Sequences together.")
-@click.option("--repeats", default=5, show_default=True, metavar="N", help="Medians are of these.")
+@click.option(
+    "--batch",
+    type=click.IntRange(max=4096),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Sequences together.",
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(max=1000),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Medians are of these.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bench(
     model: str,
@@ -35,10 +52,15 @@ def bench(
     repeats: int,
     as_json: bool,
 ) -> None:
-    """Measure how fast MODEL is here: prefill, decode, a batch, memory.
+    r"""Measure how fast MODEL is here: prefill, decode, a batch, memory.
 
     The figures are medians of interleaved repeats. A machine's speed swings from hour to hour:
     compare figures of one run, and what decoding takes of the memory's bandwidth.
+
+    \b
+    Examples:
+      glm3 bench
+      glm3 bench models/glm3-int4 --runtime openvino --prompt 512 --json
     """
     from glm3sdk.bootstrap.benchmark import run_benchmark
     from glm3sdk.services.benchmark import BenchmarkPlan
@@ -59,6 +81,7 @@ def _show(report: BenchmarkReport, load_s: float) -> None:
         ("time to first token", f"{report.first_token_s:.3f} s"),
         ("decode", f"{report.decode_tokens_per_s:.1f} tokens/s"),
         (f"decode of {plan.batch} together", f"{report.batch_tokens_per_s:.1f} tokens/s"),
+        ("verifying three guesses", f"{report.verify_steps:.2f} steps of decoding"),
         ("peak memory", f"{report.peak_rss / _GB:.2f} GB"),
         ("of it now without mapped files", f"{report.anonymous / _GB:.2f} GB"),
         (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,10 +18,17 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.option("--json-schema", metavar="FILE", help="Answer with JSON that fits this schema."),
+    click.option(
+        "--json-schema",
+        type=click.Path(),
+        metavar="FILE",
+        help="Answer with JSON that fits this schema.",
+    ),
     click.option("--choice", metavar="A,B,C", help="Answer with one of these texts."),
     click.option("--regex", metavar="PATTERN", help="Answer with a text that matches this."),
-    click.option("--grammar", metavar="FILE", help="Answer as a Lark grammar says."),
+    click.option(
+        "--grammar", type=click.Path(), metavar="FILE", help="Answer as a Lark grammar says."
+    ),
     click.option(
         "--tool-choice",
         metavar="CHOICE",
@@ -62,13 +70,22 @@ def read_constraint(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+@contextmanager
+def naming(file: str | None) -> Iterator[None]:
+    """Have the errors of a constraint name the file that it was read from; None is none."""
+    try:
+        yield
+    except InvalidConstraintError as exc:
+        if file is None or str(exc).startswith(f"{file}: "):
+            raise
+        raise type(exc)(f"{file}: {exc}") from exc
+
+
 def _json_schema(path: str) -> Constraint:
     from glm3sdk.domain.constraints import JsonSchema
 
-    try:
+    with naming(path):
         return JsonSchema(read_json(path))
-    except InvalidConstraintError as exc:
-        raise InvalidConstraintError(f"{path}: {exc}") from exc
 
 
 def _read(path: str) -> str:

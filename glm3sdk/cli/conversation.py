@@ -1,4 +1,4 @@
-"""A conversation on a terminal."""
+"""A conversation on a terminal, or over a pipe."""
 
 from __future__ import annotations
 
@@ -8,68 +8,114 @@ from collections.abc import Callable, Generator
 import click
 
 from glm3sdk.cli.failures import error_line
+from glm3sdk.cli.line_input import read_message
 from glm3sdk.cli.screen import Screen
-from glm3sdk.domain.chat import Delta, Message, Reply, Role
-from glm3sdk.errors import Glm3Error
+from glm3sdk.cli.slash_commands import run_command
+from glm3sdk.domain.chat import Delta, Message, Reply, Role, ToolSpec
+from glm3sdk.errors import Glm3Error, UserError
 
 MAX_ROUNDS = 8
 """Most times that the calls of a reply are answered before the person's next turn."""
 
 _History = tuple[Message, ...]
-
-
-def ask(prompt: str) -> str:
-    """Read a line from the terminal, with line editing where Python has it."""
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  # input() uses it once it is imported
-    return input(prompt)
+_Tools = tuple[ToolSpec, ...]
 
 
 class Conversation:
     """Turns of a person and the model, until the person has enough.
 
     Args:
-        answer: streams the answer to a history.
+        answer: streams the answer to a history, with tools on offer.
         ask: shows a prompt and reads a line; EOFError and KeyboardInterrupt as `input`.
         history: what stands before the first turn.
-        observes: whether the person is asked what a called tool returned.
-        answer_calls: calls tools instead: gives a reply's history, of which so many messages
-            were asked, with an observation behind each call; empty without calls.
+        tools: what is on offer.
+        answer_calls: calls those tools: gives a reply's history, of which so many messages
+            were asked, with an observation behind each call; empty without calls. None: the
+            person is asked what a called tool returned.
+        attended: whether a person is there. Else an error or Ctrl-C ends the conversation,
+            for what comes next belongs to what failed.
+        note_of: what to tell a person of a reply besides the reply; None is nothing.
+
+    Attributes:
+        history: the conversation so far.
+        tools: what is on offer.
+        file: where it was last saved to or loaded from.
     """
 
     def __init__(
         self,
         *,
-        answer: Callable[[_History], Generator[Delta, None, None]],
+        answer: Callable[[_History, _Tools], Generator[Delta, None, None]],
         ask: Callable[[str], str],
         history: _History = (),
-        observes: bool = False,
+        tools: _Tools = (),
         answer_calls: Callable[[Reply, int], _History] | None = None,
+        attended: bool = True,
+        note_of: Callable[[Reply], str | None] = lambda _: None,
     ) -> None:
         self.history = history
+        self.tools = tools
+        self.file: str | None = None
         self._answer = answer
         self._ask = ask
-        self._observes = observes
         self._answer_calls = answer_calls
+        self._attended = attended
+        self._note_of = note_of
+        self._unanswered: str | None = None
 
     def run(self, first: str | None = None) -> None:
         """Answer `first`, if any, then ask and answer until the end of input or /quit.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C came twice at the prompt.
+            KeyboardInterrupt: Ctrl-C came twice at the prompt, or nobody is there.
+            Glm3Error: a turn failed, and nobody is there.
         """
         if first is not None:
             self._exchange(first)
-        _note("(Ctrl-C stops a reply; Ctrl-D or /quit ends)")
+        if self._attended:
+            _note("(Ctrl-C stops a reply; Ctrl-D or /quit ends; /help tells more)")
         with contextlib.suppress(EOFError):
             while True:
-                self._exchange(self._asked("> "))
+                self._take(self._asked("> "))
 
-    def _exchange(self, text: str) -> None:
-        """Answer a message, and the observations of the calls that follow from it."""
+    def offer(self, tools: _Tools) -> None:
+        """Offer these tools from here on, which nobody runs for the person."""
+        self.tools, self._answer_calls = tools, None
+
+    def begin(self, history: _History, *, file: str | None = None) -> None:
+        """Go on from another history, which stands in a file."""
+        self.history, self.file, self._unanswered = history, file, None
+
+    def ask_again(self) -> None:
+        """Answer the last message again; the old answer goes once there is a new one.
+
+        Raises:
+            UserError: nothing was asked yet.
+        """
+        if self._unanswered is not None:
+            self._exchange(self._unanswered)
+            return
+        for index in reversed(range(len(self.history))):
+            if self.history[index].role is Role.USER:
+                self._exchange(self.history[index].content, since=index)
+                return
+        raise UserError("there is no message yet to ask again")
+
+    def _take(self, line: str) -> None:
+        if not line.startswith("/"):
+            # A blank sends what would be a command.
+            self._exchange(line.removeprefix(" ") if line.startswith(" /") else line)
+            return
+        try:
+            run_command(self, line)
+        except Glm3Error as exc:
+            self._report(exc)
+
+    def _exchange(self, text: str, since: int | None = None) -> None:
+        """Answer a message after so many others, and the calls that follow from it."""
         before = self.history
         try:
-            asked = (*before, Message.user(text))
+            asked = (*before[:since], Message.user(text))
             rounds = 0
             while asked:
                 reply = self._reply(asked, before)
@@ -77,15 +123,19 @@ class Conversation:
                 asked = self._observed(reply, len(asked), rounds) if reply else ()
         except Glm3Error as exc:
             self.history = before
-            click.echo(error_line(exc), err=True)
+            self._report(exc)
+        # A message that is asked again is in the history already.
+        self._unanswered = text if since is None and self.history is before else None
 
     def _reply(self, asked: _History, before: _History) -> Reply | None:
         """Show the answer; None if Ctrl-C stopped it."""
         screen = Screen()
         try:
-            reply = screen.show_reply(self._answer(asked))
+            reply = screen.show_reply(self._answer(asked, self.tools))
         except KeyboardInterrupt:
             screen.interrupted()
+            if not self._attended:
+                raise
             # What was said stands; a message that got no answer was not asked.
             said = screen.said.strip()
             self.history = (*asked, Message.assistant(said)) if said else before
@@ -95,13 +145,16 @@ class Conversation:
             screen.end_line()
             raise
         self.history = reply.history
+        if note := self._note_of(reply):
+            _note(f"({note})")
         return reply
 
     def _observed(self, reply: Reply, asked: int, rounds: int) -> _History:
         """The reply's history with an observation behind each call; empty without calls."""
         if self._answer_calls is not None:
             return self._called(self._answer_calls, reply, asked) if rounds <= MAX_ROUNDS else ()
-        if not self._observes or not any(message.metadata for message in reply.history[asked:]):
+        offered = self.tools or reply.history[0].tools  # a file's system message may offer some
+        if not offered or not any(message.metadata for message in reply.history[asked:]):
             return ()
         messages = list(reply.history[:asked])
         for message in reply.history[asked:]:
@@ -117,6 +170,8 @@ class Conversation:
             return show_observations(answer_calls(reply, asked), asked)
         except KeyboardInterrupt:
             Screen().interrupted()
+            if not self._attended:
+                raise
             _note("(stopped)")
             return ()
 
@@ -124,22 +179,23 @@ class Conversation:
         warned = False
         while True:
             try:
-                line = self._ask(prompt)
-            except EOFError:
-                click.echo()
-                raise
+                text = read_message(self._ask, prompt)
             except KeyboardInterrupt:
-                click.echo()
-                if warned:
+                if warned or not self._attended:
                     raise
                 warned = True
                 _note("(Ctrl-C again or Ctrl-D ends)")
                 continue
-            if line.strip() == "/quit":
+            if text.strip() == "/quit":
                 raise EOFError
-            if line.strip():
-                return line
+            if text.strip():
+                return text
             warned = False
+
+    def _report(self, error: Glm3Error) -> None:
+        if not self._attended:
+            raise error
+        click.echo(error_line(error), err=True)
 
 
 def show_observations(messages: _History, start: int) -> _History:

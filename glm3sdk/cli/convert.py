@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from glm3sdk.cli.fetching import fetching, size_text
+from glm3sdk.cli.completing import complete_model_or_file
+from glm3sdk.cli.fetching import fetched
+from glm3sdk.cli.progress import byte_bars, size_text
 
 if TYPE_CHECKING:  # they import numpy, and `glm3 --help` is to be quick
-    from glm3sdk.bootstrap.conversion import Progress
     from glm3sdk.services.conversion import ConversionReport
 
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -37,7 +36,7 @@ class _Size(click.ParamType[int]):
 
 
 @click.command()
-@click.argument("source", metavar="SRC", type=click.Path())
+@click.argument("source", metavar="SRC", type=click.Path(), shell_complete=complete_model_or_file)
 @click.argument("destination", metavar="DST", type=click.Path())
 @click.option(
     "--to",
@@ -58,7 +57,9 @@ class _Size(click.ParamType[int]):
 )
 @click.option(
     "--config",
+    type=click.Path(),
     metavar="PATH|PRESET",
+    shell_complete=complete_model_or_file,
     help="The model's config.json, for weights that have none beside them.",
 )
 @click.option(
@@ -73,7 +74,7 @@ class _Size(click.ParamType[int]):
 def convert(
     source: str, destination: str, *, to: str, no_verify: bool, as_json: bool, **options: Any
 ) -> None:
-    """Write a model in another format: Hugging Face's, MindSpore's or OpenVINO's.
+    r"""Write a model in another format: Hugging Face's, MindSpore's or OpenVINO's.
 
     SRC is a model's directory (safetensors, or the .bin files that torch saved, which are read
     without torch), a finetune run, a LoRA adapter (merged with its base), a .ckpt, .safetensors
@@ -81,20 +82,19 @@ def convert(
     hf (safetensors is another word for it) and openvino, a .ckpt file for mindspore, a
     .safetensors file for mindspore-safetensors. Files of SRC whose sha256 is known are compared
     with it first, and everything that is written is read back.
-    """
-    from glm3sdk.bootstrap.models import is_fetched, model_directory
 
+    \b
+    Examples:
+      glm3 convert /models/chatglm3-6b glm3_6b.ckpt --to mindspore
+      glm3 convert glm3_6b.ckpt models/glm3 --to hf --config glm3-6b --dtype float16
+      glm3 convert glm3-6b models/glm3-int4 --to openvino --quantize int4
+    """
     given = {name: value for name, value in options.items() if value is not None}
     converted = _conversion(to, given)
-    if is_fetched(source):
-        with fetching(source) as on_fetch:
-            source = str(model_directory(source, progress=on_fetch))
-    with _bars() as progress:
+    source = fetched(source)
+    with byte_bars() as progress:
         report = converted(source, destination, verify=not no_verify, progress=progress, **given)
-    if as_json:
-        click.echo(json.dumps(report.to_json(), ensure_ascii=False))
-    else:
-        _show(report)
+    show_conversion(report, as_json=as_json)
 
 
 def _conversion(to: str, given: Mapping[str, Any]) -> Callable[..., ConversionReport]:
@@ -117,37 +117,11 @@ def _bytes(match: re.Match[str]) -> int:
     return int(float(match[1]) * base ** _UNITS[match[2].upper()])
 
 
-@contextmanager
-def _bars() -> Iterator[Progress | None]:
-    """A bar for each part of the work; None where standard error is no terminal."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield None
+def show_conversion(report: ConversionReport, *, as_json: bool) -> None:
+    """Tell what was written."""
+    if as_json:
+        click.echo(json.dumps(report.to_json(), ensure_ascii=False))
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    bars: dict[str, Any] = {}
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn()
-    with Progress(
-        *columns, TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True)
-    ) as shown:
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in bars:
-                bars[stage] = shown.add_task(stage, total=total)
-            shown.update(bars[stage], completed=done)
-
-        yield show
-
-
-def _show(report: ConversionReport) -> None:
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in report.dtypes.items())
     click.echo(
         f"wrote {report.tensors} tensors ({dtypes}; {size_text(report.bytes)}) to "

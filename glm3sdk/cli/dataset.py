@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from glm3sdk.cli.completing import complete_model_or_file
 from glm3sdk.cli.failures import ReportingGroup
 from glm3sdk.cli.input import read_json
 from glm3sdk.cli.loading import Loaders
@@ -34,9 +35,24 @@ def dataset() -> None:
 
 def _file_options(command: _Command) -> _Command:
     for option in (
-        click.option("--max-seq-length", type=click.IntRange(min=1), metavar="N"),
-        click.option("--max-target-length", type=click.IntRange(min=1), metavar="T"),
-        click.option("--max-source-length", type=click.IntRange(min=1), metavar="S"),
+        click.option(
+            "--max-seq-length",
+            type=click.IntRange(1, 2**20),
+            metavar="N",
+            help="Tokens of a record, for the formats of conversations.",
+        ),
+        click.option(
+            "--max-target-length",
+            type=click.IntRange(1, 2**20),
+            metavar="T",
+            help="Tokens of the target, for adgen.",
+        ),
+        click.option(
+            "--max-source-length",
+            type=click.IntRange(1, 2**20),
+            metavar="S",
+            help="Tokens of the source, for adgen.",
+        ),
         click.option(
             "--columns",
             nargs=2,
@@ -50,9 +66,16 @@ def _file_options(command: _Command) -> _Command:
             "tokenizer_path",
             required=True,
             metavar="PATH",
+            shell_complete=complete_model_or_file,
             help="A tokenizer.model, a directory that holds one, or the bundled model's name.",
         ),
-        click.option("--format", "layout", required=True, type=click.Choice(_FORMATS)),
+        click.option(
+            "--format",
+            "layout",
+            required=True,
+            type=click.Choice(_FORMATS),
+            help="What a line of the file holds.",
+        ),
         click.argument("file", type=click.Path()),
     ):
         command = option(command)
@@ -66,10 +89,14 @@ def _file_options(command: _Command) -> _Command:
 def inspect(
     loaders: Loaders, /, *, file: str, tokenizer_path: str, as_json: bool, **options: Any
 ) -> None:
-    """Report a data file's records, what is dropped and why, and the lengths in tokens.
+    r"""Report a data file's records, what is dropped and why, and the lengths in tokens.
 
     With lengths (--max-source-length and --max-target-length for adgen, else
     --max-seq-length) it tells what would be cut, and which records would teach nothing.
+
+    \b
+    Example:
+      glm3 dataset inspect train.jsonl --format multiturn --tokenizer tiny
     """
     from glm3sdk.adapters.storage.jsonl import JsonLinesFile
     from glm3sdk.services.preflight import inspect_dataset
@@ -92,14 +119,36 @@ def inspect(
 
 @dataset.command()
 @_file_options
-@click.option("--out", required=True, type=click.Path(), metavar="FILE.npz")
+@click.option(
+    "-o",
+    "--output",
+    "--out",
+    "output",
+    required=True,
+    type=click.Path(),
+    metavar="FILE.npz",
+    help="The file to write.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.make_pass_decorator(Loaders, ensure=True)
 def encode(
-    loaders: Loaders, /, *, file: str, tokenizer_path: str, out: str, **options: Any
+    loaders: Loaders,
+    /,
+    *,
+    file: str,
+    tokenizer_path: str,
+    output: str,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Write a data file's input_ids and labels: int32 [records, seq_length], right padded.
+    r"""Write a data file's input_ids and labels: int32 [records, seq_length], right padded.
 
     labels[i] is the token that follows input_ids[i], or -100 where nothing is learned.
+
+    \b
+    Example:
+      glm3 dataset encode train.jsonl --format multiturn --tokenizer tiny \\
+        --max-seq-length 256 -o train.npz
     """
     from glm3sdk.adapters.storage.jsonl import JsonLinesFile
     from glm3sdk.adapters.storage.npz import write_npz
@@ -112,26 +161,45 @@ def encode(
     encoded = open_dataset(source, settings, tokenizer, keep_masked=True)
     shape = (len(encoded), encoded.seq_length)
     arrays = {name: _rows(encoded, name) for name in ("input_ids", "labels")}
-    with whole_file(Path(out)) as target:
+    with whole_file(Path(output)) as target:
         write_npz(target, arrays, shape=shape)
+    if as_json:
+        values = {"output": output, "shape": list(shape), **encoded.report.to_json()}
+        click.echo(json.dumps(values, ensure_ascii=False))
+        return
     _show(encoded.report)
-    click.echo(f"wrote {shape[0]} x {shape[1]} input_ids and labels to {out}")
+    click.echo(f"wrote {shape[0]} x {shape[1]} input_ids and labels to {output}")
 
 
 @dataset.command("format-tool-alpaca")
 @click.argument("file", type=click.Path())
-@click.option("--out", required=True, type=click.Path(), metavar="FILE.jsonl")
+@click.option(
+    "-o",
+    "--output",
+    "--out",
+    "output",
+    required=True,
+    type=click.Path(),
+    metavar="FILE.jsonl",
+    help="The file to write.",
+)
 @click.option(
     "--tokenizer",
     "tokenizer_path",
     metavar="PATH",
+    shell_complete=complete_model_or_file,
     help="Report lengths in its tokens.  [default: in characters]",
 )
 @click.make_pass_decorator(Loaders, ensure=True)
 def format_tool_alpaca(
-    loaders: Loaders, /, *, file: str, out: str, tokenizer_path: str | None
+    loaders: Loaders, /, *, file: str, output: str, tokenizer_path: str | None
 ) -> None:
-    """Turn ToolAlpaca's published JSON into conversations for --format multiturn."""
+    r"""Turn ToolAlpaca's published JSON into conversations for --format multiturn.
+
+    \b
+    Example:
+      glm3 dataset format-tool-alpaca train_data.json -o train.jsonl
+    """
     from glm3sdk.adapters.storage.whole_file import whole_file
     from glm3sdk.domain.dataset import Conversation, parse_conversation
     from glm3sdk.services.examples import encode_training
@@ -144,7 +212,7 @@ def format_tool_alpaca(
         raise UserError(f"{file}: expected ToolAlpaca's JSON list of tools")
     tokenizer = None if tokenizer_path is None else loaders.tokenizer(tokenizer_path)
     tally, lengths = FormatTally(), []
-    with whole_file(Path(out)) as target:
+    with whole_file(Path(output)) as target:
         for conversation in tally.taken(formatted(tools)):
             target.write(conversation.line + b"\n")
             if tokenizer is None:
@@ -159,7 +227,7 @@ def format_tool_alpaca(
     _show_formatted(file, tally.report())
     unit = "characters" if tokenizer is None else "tokens"
     click.echo(f"{unit} of a conversation: {LengthSummary.of(lengths)}")
-    click.echo(f"wrote {len(lengths)} conversations to {out}")
+    click.echo(f"wrote {len(lengths)} conversations to {output}")
 
 
 def _settings(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from glm3sdk.cli.completing import complete_config, complete_model, complete_runtime
+
 if TYPE_CHECKING:  # `glm3 --help` is to be quick
     from glm3sdk.services.doctor import Check
 
@@ -14,11 +16,28 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 @click.command()
-@click.option("--model", default="tiny", show_default=True, metavar="MODEL", help="What to try.")
 @click.option(
-    "--runtime", default="mindspore-cpu", show_default=True, metavar="NAME", help="What runs it."
+    "--model",
+    default="tiny",
+    show_default=True,
+    metavar="MODEL",
+    shell_complete=complete_model,
+    help="What to try.",
 )
-@click.option("--config", metavar="FILE", help="A run configuration to check the lengths of.")
+@click.option(
+    "--runtime",
+    default="mindspore-cpu",
+    show_default=True,
+    metavar="NAME",
+    shell_complete=complete_runtime,
+    help="What runs it.",
+)
+@click.option(
+    "--config",
+    metavar="CONFIG",
+    shell_complete=complete_config,
+    help="A run configuration to check the lengths of.",
+)
 @click.option(
     "--timeout",
     "timeout_s",
@@ -39,9 +58,14 @@ def doctor(
     timeout_s: float,
     as_json: bool,
 ) -> None:
-    """Check this installation: versions, device, rank table, cache, plugins, one tiny decode.
+    r"""Check this installation: versions, device, rank table, cache, plugins, one tiny decode.
 
     Nothing is fetched. Exit code 1 where a check fails; each failure comes with what to do.
+
+    \b
+    Examples:
+      glm3 doctor
+      glm3 doctor --model /models/chatglm3-6b --config run.yaml --json
     """
     from glm3sdk.services.doctor import Status, failed
 

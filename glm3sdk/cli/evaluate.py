@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from glm3sdk.cli.completing import complete_config, complete_model, complete_runtime
 from glm3sdk.cli.finetune import ConfigMistake
+from glm3sdk.cli.loading import RUNTIME_HELP
 from glm3sdk.errors import InvalidRunConfigError
 
 if TYPE_CHECKING:  # they import numpy, and `glm3 --help` is to be quick
@@ -55,6 +57,7 @@ def config_options(command: _Command) -> _Command:
         click.option(
             "--config",
             metavar="CONFIG",
+            shell_complete=complete_config,
             help="A YAML file, ours or MindFormers', or a preset such as predict.",
         ),
     ):
@@ -96,14 +99,22 @@ def from_config(
 
 @click.command()
 @config_options
-@click.option("--model", metavar="PATH", help="A model's directory or name.  [default: tiny]")
-@click.option("--runtime", metavar="NAME", help="What runs it.  [default: mindspore-cpu]")
+@click.option(
+    "--model",
+    metavar="MODEL",
+    shell_complete=complete_model,
+    help="A directory in Hugging Face layout, a name (tiny, glm3-6b), or a URI to fetch.  "
+    "[default: tiny]",
+)
+@click.option("--runtime", metavar="NAME", shell_complete=complete_runtime, help=RUNTIME_HELP)
 @click.option("--data", type=click.Path(), metavar="FILE", help="A JSON Lines file.")
 @click.option("--format", "layout", type=click.Choice(_FORMATS), help="[default: multiturn]")
 @click.option("--columns", nargs=2, metavar="SOURCE TARGET", help="Keys of the adgen formats.")
-@click.option("--max-source-length", type=int, metavar="S", help="For adgen.")
-@click.option("--max-target-length", type=int, metavar="T", help="For adgen.")
-@click.option("--max-seq-length", type=int, metavar="N", help="For the other formats.")
+@click.option("--max-source-length", type=click.IntRange(max=2**20), metavar="S", help="For adgen.")
+@click.option("--max-target-length", type=click.IntRange(max=2**20), metavar="T", help="For adgen.")
+@click.option(
+    "--max-seq-length", type=click.IntRange(max=2**20), metavar="N", help="For the other formats."
+)
 @click.option("--max-records", type=int, metavar="N", help="Use the first N records alone.")
 @click.option(
     "--max-new-tokens", type=int, metavar="N", help="Most tokens of a reply.  [default: 512]"
@@ -116,9 +127,15 @@ def from_config(
 @click.option(
     "--against",
     metavar="MODEL",
+    shell_complete=complete_model,
     help="Compare logits with those of another model: mean KL divergence, top-1 agreement.",
 )
-@click.option("--against-runtime", metavar="NAME", help="What runs that one.")
+@click.option(
+    "--against-runtime",
+    metavar="NAME",
+    shell_complete=complete_runtime,
+    help="What runs that one.",
+)
 @click.option(
     "--predictions",
     type=click.Path(),
@@ -136,10 +153,15 @@ def evaluate(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Score a model on a data file: BLEU-4, ROUGE, tool calls and perplexity.
+    r"""Score a model on a data file: BLEU-4, ROUGE, tool calls and perplexity.
 
     Every assistant turn that is trained is predicted from the turns that precede it in the
     file. Options stand above CONFIG, and --set above them.
+
+    \b
+    Examples:
+      glm3 evaluate --data dev.jsonl --model runs/first --max-seq-length 256
+      glm3 evaluate --config run.yaml --predictions out.jsonl --json
     """
     from glm3sdk.bootstrap.evaluation import load_evaluation
 
@@ -174,10 +196,11 @@ def evaluate(
     else:
         _show(report)
         if agreement is not None:
+            margin = f" (margin elsewhere up to {agreement.margin:.3g})" if agreement.margin else ""
             click.echo(
                 f"against {against}: mean KL divergence {agreement.mean_kl:.3g}, the same token "
-                f"likeliest {agreement.top_1:.2%}, perplexity {agreement.perplexity_change:+.2%} "
-                f"over {agreement.tokens} tokens"
+                f"likeliest {agreement.top_1:.2%}{margin}, perplexity "
+                f"{agreement.perplexity_change:+.2%} over {agreement.tokens} tokens"
             )
     if predictions is not None:
         click.echo(f"predictions: {predictions}", err=True)

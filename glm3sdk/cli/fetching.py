@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from glm3sdk.cli.progress import byte_bars
 
 if TYPE_CHECKING:  # it imports numpy, and `glm3 --help` is to be quick
     from glm3sdk.bootstrap.pulling import PullProgress
@@ -13,53 +14,16 @@ if TYPE_CHECKING:  # it imports numpy, and `glm3 --help` is to be quick
 
 @contextmanager
 def fetching(model: str) -> Iterator[Callable[[PullProgress], None] | None]:
-    """A bar of bytes, speed and time left; None where standard error is no terminal.
-
-    It appears with the first bytes, so that nothing is shown of a model that is there.
-    """
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-    task = bar.add_task("", total=None)
-
-    def show(progress: PullProgress) -> None:
-        if not bar.live.is_started:
-            bar.console.print(f"fetching {model}", markup=False, highlight=False, soft_wrap=True)
-            bar.start()
-        bar.update(task, completed=progress.done, total=progress.total, description=progress.file)
-        if progress.done == progress.total:
-            bar.stop()
-
-    try:
-        yield show
-    finally:
-        bar.stop()
+    """A bar of all bytes of a model, with the file at hand; None where there is no terminal."""
+    with byte_bars(f"fetching {model}", together=True) as bar:
+        yield bar and (lambda progress: bar(progress.file, progress.done, progress.total))
 
 
-def size_text(size: float) -> str:
-    """Bytes as a person reads them, in powers of 1000."""
-    if size < 1000:
-        return f"{size:.0f} bytes"
-    for unit in ("kB", "MB"):
-        size /= 1000
-        if size < 1000:
-            return f"{size:.1f} {unit}"
-    return f"{size / 1000:.2f} GB"
+def fetched(model: str) -> str:
+    """The directory of a model that a name or a URI stands for; a path as it is."""
+    from glm3sdk.bootstrap.models import is_fetched, model_directory
+
+    if model and not is_fetched(model):
+        return model
+    with fetching(model) as progress:
+        return str(model_directory(model, progress=progress))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import queue
 import shlex
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
+from glm3sdk.cli.completing import complete_config
 from glm3sdk.cli.interrupts import INTERRUPTED
 from glm3sdk.errors import InvalidRunConfigError
 
@@ -43,7 +45,7 @@ def config_arguments(command: _Command) -> _Command:
             metavar="KEY=VALUE",
             help="Change a value, such as training.max_steps=10; repeatable.",
         ),
-        click.argument("config"),
+        click.argument("config", shell_complete=complete_config),
     ):
         command = option(command)
     return command
@@ -67,33 +69,43 @@ class ConfigMistake(click.ClickException):
 @click.option("--resume", is_flag=True, help="Go on from the run's newest checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def finetune(config: str, overrides: tuple[str, ...], resume: bool, as_json: bool) -> None:
-    """Train a model, or a LoRA adapter, as CONFIG says.
+    r"""Train a model, or a LoRA adapter, as CONFIG says.
 
     CONFIG is a YAML file, ours or MindFormers', or the name of a preset such as lora_tiny.
     Ctrl-C ends the step, saves a checkpoint and leaves; a second one leaves at once.
+
+    \b
+    Examples:
+      glm3 finetune lora_tiny --set train_data.path=train.jsonl --set output=runs/first
+      glm3 finetune run.yaml --resume
+      glm3 launch -- glm3 finetune run.yaml            # over several cards
     """
     from glm3sdk.bootstrap import load_finetune
+    from glm3sdk.bootstrap.run_job import leads_job
 
+    if not leads_job():  # one rank's warnings are enough
+        logging.getLogger("glm3sdk").setLevel(logging.ERROR)
     try:
         run = load_finetune(config, overrides=overrides)
     except InvalidRunConfigError as exc:
         raise ConfigMistake(exc) from exc
-    _show_preflight(run)
-    view: _View = _Bar(run.total_steps) if _is_terminal() else _Lines(run.config.training.log_every)
-    with view:
+    if run.leads:
+        _show_preflight(run)
+    with _view(run) as view:
         result = until_stopped(
             lambda should_stop: run.run(resume=resume, on_event=view.show, should_stop=should_stop),
             on_stop=lambda: view.note("stopping after this step; Ctrl-C again leaves at once"),
         )
-    if as_json:
-        click.echo(json.dumps(_result_json(run, result), ensure_ascii=False))
-    elif result.finished:
-        _show_result(run, result)
+    if run.leads:
+        if as_json:
+            click.echo(json.dumps(_result_json(run, result), ensure_ascii=False))
+        elif result.finished:
+            _show_result(run, result)
+        if not result.finished:
+            sets = [word for override in overrides for word in ("--set", override)]
+            again = shlex.join(["glm3", "finetune", config, *sets, "--resume"])
+            _show_stop(run, result, again if run.alone else f"glm3 launch ... -- {again}")
     if not result.finished:
-        again = ["glm3", "finetune", config]
-        for override in overrides:
-            again += ["--set", override]
-        _show_stop(run, result, shlex.join([*again, "--resume"]))
         raise click.exceptions.Exit(INTERRUPTED)
 
 
@@ -145,6 +157,24 @@ class _View(AbstractContextManager["_View"], Protocol):
 
     def note(self, text: str) -> None:
         """Show a line."""
+
+
+class _Silent:
+    """Shows nothing."""
+
+    def __enter__(self) -> _Silent:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        return None
+
+    def show(self, event: FinetuneEvent) -> None:
+        """Pass over an event."""
+
+    def note(self, text: str) -> None:
+        """Pass over a line."""
 
 
 class _Lines:
@@ -255,6 +285,12 @@ class _Pace:
         self._step_s = last if self._step_s is None else 0.9 * self._step_s + 0.1 * last
         minutes, seconds = divmod(round(self._step_s * left), 60)
         return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def _view(run: Finetune) -> _View:
+    if not run.leads:
+        return _Silent()
+    return _Bar(run.total_steps) if _is_terminal() else _Lines(run.config.training.log_every)
 
 
 def _line(event: FinetuneEvent) -> str:

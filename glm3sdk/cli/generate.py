@@ -37,7 +37,7 @@ _WRITTEN_NEWLINE = re.compile(r"(<\|(?:system|user|assistant|observation)\|> *)\
     help='Answer each line: {"prompt": ...}, {"messages": [...]} or {"content": ...}.',
 )
 @click.option(
-    "--output", "target", type=click.Path(), metavar="FILE.jsonl", help="Where answers go."
+    "-o", "--output", "target", type=click.Path(), metavar="FILE.jsonl", help="Where answers go."
 )
 @model_options
 @generation_options
@@ -58,11 +58,16 @@ def generate(
     max_seq_length: int | None,
     **generation: Any,
 ) -> None:
-    """Continue PROMPT ("-" reads standard input), or answer the lines of a file.
+    r"""Continue PROMPT ("-" reads standard input), or answer the lines of a file.
 
     Plain text is read after [gMASK] sop. A prompt that begins with "[gMASK]sop<|user|>", or
     another role, is read as special tokens and messages. Options stand above CONFIG, and
     --set above them.
+
+    \b
+    Examples:
+      glm3 generate "从前有座山" --max-new-tokens 64
+      glm3 generate --input prompts.jsonl --output answers.jsonl --model runs/first
     """
     _check_usage(prompt=prompt, source=source, target=target, as_json=as_json)
     if prompt is not None:

@@ -22,6 +22,14 @@ _OPTIONS = (
     click.option("--seed", type=int, metavar="N", help="Reproduces a sampled reply."),
     click.option("--greedy", is_flag=True, help="Take the likeliest token each time."),
     click.option("--stop", multiple=True, metavar="TEXT", help="Ends the reply; repeatable."),
+    click.option(
+        "--prompt-lookup",
+        "prompt_lookup_num_tokens",
+        type=int,
+        metavar="N",
+        help="Most tokens to guess from the text so far and verify in one step; the same text, "
+        "sooner.  [default: 0]",
+    ),
 )
 
 

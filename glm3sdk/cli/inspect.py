@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
-from glm3sdk.cli.fetching import fetching, size_text
+from glm3sdk.cli.completing import complete_model_or_file
+from glm3sdk.cli.fetching import fetched
+from glm3sdk.cli.progress import byte_bars, size_text
 from glm3sdk.errors import InvalidCheckpointError
 
 if TYPE_CHECKING:  # they import numpy, and `glm3 --help` is to be quick
@@ -32,18 +32,23 @@ _WORDS = {"ok": "ok", "unknown": "no digest", "damaged": "DAMAGED"}
 
 
 @click.command()
-@click.argument("model", metavar="PATH")
+@click.argument("model", metavar="PATH", shell_complete=complete_model_or_file)
 @click.option("--tensors", is_flag=True, help="List every tensor's name, shape and dtype.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, in bytes.")
 def inspect(model: str, tensors: bool, as_json: bool) -> None:
-    """Tell what is stored at PATH: its format, model, dtypes and files. No weights are read.
+    r"""Tell what is stored at PATH: its format, model, dtypes and files. No weights are read.
 
     PATH is a model's directory, a LoRA adapter's, a finetune run's, one with rank_0, rank_1,
     ..., a .ckpt, .safetensors or .bin file, or the name of a model.
+
+    \b
+    Examples:
+      glm3 checkpoint inspect glm3_6b.ckpt --tensors
+      glm3 checkpoint inspect tiny --json
     """
     from glm3sdk.bootstrap.inspection import inspect_model
 
-    found = inspect_model(_fetched(model))
+    found = inspect_model(fetched(model))
     if as_json:
         click.echo(json.dumps(found.to_json(tensors=tensors), ensure_ascii=False))
         return
@@ -54,20 +59,25 @@ def inspect(model: str, tensors: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("model", metavar="PATH")
+@click.argument("model", metavar="PATH", shell_complete=complete_model_or_file)
 @click.option("--finite", is_flag=True, help="Read all tensors too: no NaN, no infinity.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify(model: str, finite: bool, as_json: bool) -> None:
-    """Compare the files at PATH with every digest that is known, and check their structure.
+    r"""Compare the files at PATH with every digest that is known, and check their structure.
 
     Digests are looked for in manifest.json, in FILE.sha256 beside a file, in what the SDK knows
     of published models, and in the files themselves. A line for each file says what it was
     compared with. The exit code is 2 where one is damaged. PATH is as for inspect.
+
+    \b
+    Example:
+      glm3 checkpoint verify /models/chatglm3-6b --finite
     """
     from glm3sdk.bootstrap.inspection import verify_model
 
-    checks, path = [], _fetched(model)
-    with _bar(f"verifying {model}") as progress:
+    checks, path = [], fetched(model)
+    with byte_bars(transient=True) as bar:
+        progress = bar and partial(bar, f"verifying {model}")
         for check in verify_model(path, finite=finite, progress=progress):
             checks.append(check)
             if not as_json:
@@ -79,16 +89,6 @@ def verify(model: str, finite: bool, as_json: bool) -> None:
     if damaged:
         more = f" ({len(damaged)} are damaged)" if len(damaged) > 1 else ""
         raise InvalidCheckpointError(f"{damaged[0].error}{more}")
-
-
-def _fetched(model: str) -> str:
-    """The directory of a model that a name or a URI stands for; a path as it is."""
-    from glm3sdk.bootstrap.models import is_fetched, model_directory
-
-    if not is_fetched(model):
-        return model
-    with fetching(model) as progress:
-        return str(model_directory(model, progress=progress))
 
 
 def _show(found: Inspection) -> None:
@@ -140,26 +140,3 @@ def _line(check: FileCheck) -> str:
 def _shown(text: str) -> str:
     """Text of a file, which must not steer the terminal."""
     return text if text.isprintable() else ascii(text)
-
-
-@contextmanager
-def _bar(title: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar of bytes on standard error; None where that is no terminal."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-    )
-    # What goes to a pipe must not be drawn above the bar instead.
-    above = sys.stdout is not None and sys.stdout.isatty()
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, redirect_stdout=above) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

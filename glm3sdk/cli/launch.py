@@ -42,7 +42,12 @@ class JobFailure(Failure):
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option("--nproc", type=int, metavar="N", help="Ranks on this node.  [default: its cards]")
+@click.option(
+    "--nproc",
+    type=click.IntRange(max=4096),
+    metavar="N",
+    help="Ranks on this node.  [default: its cards]",
+)
 @click.option("--nnodes", type=int, metavar="N", help="Nodes of the job.  [default: 1]")
 @click.option("--node-rank", type=int, metavar="I", help="Number of this node, from 0.")
 @click.option("--master-addr", metavar="A", help="Address of node 0.")
@@ -145,11 +150,16 @@ def launch(
     from_ssh: bool,
     command: tuple[str, ...],
 ) -> None:
-    """Run COMMAND as every rank of a job, and end all of it when one rank fails.
+    r"""Run COMMAND as every rank of a job, and end all of it when one rank fails.
 
-    Once on each node: glm3 launch --nproc 8 -- glm3 finetune run.yaml. Under ModelArts and
-    MindCluster no options are needed. Ctrl-C and SIGTERM let the ranks save; a second Ctrl-C
-    ends them at once. The exit code is that of the rank that failed first.
+    It is started once on each node. Under ModelArts and MindCluster no options are needed.
+    Ctrl-C and SIGTERM let the ranks save; a second Ctrl-C ends them at once. The exit code is
+    that of the rank that failed first.
+
+    \b
+    Examples:
+      glm3 launch --nproc 8 -- glm3 finetune run.yaml
+      glm3 launch --hosts node0,node1 --dry-run -- glm3 finetune run.yaml
     """
     from glm3sdk.bootstrap.launching import SCHEDULER, LaunchRequest, prepare_launch
 

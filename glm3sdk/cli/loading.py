@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,11 +9,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 import click
 
+from glm3sdk.cli.completing import complete_model, complete_runtime
+from glm3sdk.cli.progress import is_terminal
 from glm3sdk.domain.published_models import PUBLISHED_MODELS
 
 if TYPE_CHECKING:  # they import numpy, and `glm3 --help` is to be quick
     from glm3sdk.ports.tokenizer import Tokenizer
     from glm3sdk.services.chat import Glm3Service
+
+RUNTIME_HELP = "What runs it.  [default: what the model was converted for, else mindspore-cpu]"
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -66,12 +69,15 @@ def model_options(command: _Command) -> _Command:
             metavar="TOKENS",
             help="Most tokens of prompt and reply together.  [default: the model's, up to 8192]",
         ),
-        click.option("--runtime", metavar="NAME", help="What runs it.  [default: mindspore-cpu]"),
+        click.option(
+            "--runtime", metavar="NAME", shell_complete=complete_runtime, help=RUNTIME_HELP
+        ),
         click.option(
             "--model",
             default="tiny",
             show_default=True,
             metavar="MODEL",
+            shell_complete=complete_model,
             help="A directory in Hugging Face layout, a name (tiny, glm3-6b), or a URI to fetch.",
         ),
     ):
@@ -106,7 +112,7 @@ def loaded_service(
 
 
 def _spinner(message: str) -> AbstractContextManager[object]:
-    if sys.stderr is None or not sys.stderr.isatty():
+    if not is_terminal():
         return nullcontext()
     from rich.console import Console
 

@@ -11,9 +11,13 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def plugins(ctx: click.Context, as_json: bool) -> None:
-    """List what can be chosen by name, and the distribution that brought it.
+    r"""List what can be chosen by name, and the distribution that brought it.
 
     Exit code 1 where an installed plugin cannot be used or two register one name.
+
+    \b
+    Example:
+      glm3 plugins --json
     """
     from glm3sdk.bootstrap.plugin_list import list_plugins
     from glm3sdk.cli import own_commands

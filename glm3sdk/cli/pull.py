@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glm3sdk.cli.fetching import fetching, size_text
+from glm3sdk.cli.completing import complete_model
+from glm3sdk.cli.fetching import fetching
+from glm3sdk.cli.progress import size_text
 
 if TYPE_CHECKING:  # it imports numpy, and `glm3 --help` is to be quick
     from glm3sdk.bootstrap.pulling import PulledModel
@@ -23,16 +25,21 @@ _WORDS = {
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.option(
     "--from", "source", metavar="URI", help="Fetch it from there, such as obs://bucket/models/glm3."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def pull(model: str, source: str | None, as_json: bool) -> None:
-    """Fetch MODEL into the cache, verified; a fetch that was cut off goes on where it stopped.
+    r"""Fetch MODEL into the cache, verified; a fetch that was cut off goes on where it stopped.
 
     MODEL is a name (glm3-6b, glm3-6b-32k, glm3-6b-128k), or a URI: obs://BUCKET/PREFIX,
     hf://OWNER/REPOSITORY, https://HOST/PATH or file:///DIRECTORY.
+
+    \b
+    Examples:
+      glm3 pull glm3-6b
+      glm3 pull glm3-6b --from obs://bucket/models/chatglm3-6b --json
     """
     from glm3sdk.bootstrap.pulling import pull as pulled
 

@@ -10,7 +10,14 @@ import click
 from glm3sdk.cli.failures import ReportingGroup
 
 _out = click.option(
-    "--out", type=click.Path(path_type=Path), default=".", help="Directory of the new file."
+    "-o",
+    "--output",
+    "--out",
+    "out",
+    type=click.Path(path_type=Path),
+    default=".",
+    metavar="DIR",
+    help="Directory of the new file.",
 )
 
 
@@ -63,9 +70,11 @@ def generate(
     hccn_conf: Path | None,
     out: Path,
 ) -> None:
-    """Write the rank table of this server: hccl_8p_01234567_10.0.0.1.json.
+    r"""Write the rank table of this server: hccl_8p_01234567_10.0.0.1.json.
 
-    Example: glm3 rank-table generate --device_num "[0,4)" --server_ip 10.0.0.1
+    \b
+    Example:
+      glm3 rank-table generate --device_num "[0,4)" --server_ip 10.0.0.1
     """
     from glm3sdk.bootstrap import rank_tables
 
@@ -84,9 +93,11 @@ def generate(
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @_out
 def merge(files: tuple[Path, ...], out: Path) -> None:
-    """Merge the tables of several servers, in this order: hccl_2s_16p.json.
+    r"""Merge the tables of several servers, in this order: hccl_2s_16p.json.
 
-    Example: glm3 rank-table merge hccl_8p_01234567_10.0.0.1.json hccl_8p_01234567_10.0.0.2.json
+    \b
+    Example:
+      glm3 rank-table merge hccl_8p_01234567_10.0.0.1.json hccl_8p_01234567_10.0.0.2.json
     """
     from glm3sdk.bootstrap import rank_tables
 
@@ -96,9 +107,11 @@ def merge(files: tuple[Path, ...], out: Path) -> None:
 @rank_table.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def convert(file: Path) -> None:
-    """Print FILE, of any format, as version 1.0.
+    r"""Print FILE, of any format, as version 1.0.
 
-    Example: glm3 rank-table convert /user/config > hccl.json
+    \b
+    Example:
+      glm3 rank-table convert /user/config > hccl.json
     """
     from glm3sdk.bootstrap.rank_tables import read_rank_table
 
@@ -109,7 +122,12 @@ def convert(file: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print what it holds as JSON.")
 def validate(file: Path, *, as_json: bool) -> None:
-    """Check FILE: exit code 0, or 2 with the field that is wrong."""
+    r"""Check FILE: exit code 0, or 2 with the field that is wrong.
+
+    \b
+    Example:
+      glm3 rank-table validate hccl.json --json
+    """
     from glm3sdk.bootstrap.rank_tables import read_rank_table
 
     table = read_rank_table(file)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from glm3sdk.cli.fetching import size_text
+from glm3sdk.cli.completing import complete_model_or_file
+from glm3sdk.cli.convert import show_conversion
+from glm3sdk.cli.progress import byte_bars, size_text
 
 if TYPE_CHECKING:  # they import numpy, and `glm3 --help` is to be quick
     from glm3sdk.bootstrap.resharding import Progress, ReshardedCheckpoint
@@ -38,18 +40,63 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
     metavar="PATH",
     help="The run's strategy file, or the directory of its stages' files.",
 )
+@click.option(
+    "--to",
+    type=click.Choice(["hf"]),
+    help="Write a directory in Hugging Face layout instead, of the model alone.",
+)
+@click.option(
+    "--config",
+    type=click.Path(),
+    metavar="PATH|PRESET",
+    shell_complete=complete_model_or_file,
+    help="The model's config.json, for --to hf where SRC has none.",
+)
 @_check_replicas
 @_json
-def merge(source: str, out: str, *, as_json: bool, **options: Any) -> None:
-    """Merge a sharded checkpoint into one file.
+def merge(
+    source: str,
+    out: str,
+    *,
+    to: str | None,
+    config: str | None,
+    strategy: str,
+    check_replicas: bool,
+    as_json: bool,
+) -> None:
+    r"""Merge a sharded checkpoint into one file, or into a model's directory.
 
     SRC holds rank_0, rank_1, ... with one .ckpt or .safetensors file each. DST is the file to
-    write, .ckpt or .safetensors; it must not be there yet. Convert it with `glm3 convert`.
+    write, .ckpt or .safetensors, or the directory for --to hf; it must not be there yet.
+
+    \b
+    Examples:
+      glm3 checkpoint merge shards glm3_6b.ckpt --strategy strategy
+      glm3 checkpoint merge shards models/glm3 --strategy strategy --to hf --config glm3-6b
     """
+    if to is not None:
+        from glm3sdk.bootstrap.conversion import convert
+
+        with byte_bars() as parts:
+            report = convert(
+                source,
+                out,
+                to=to,
+                config=config,
+                strategy=strategy,
+                check_replicas=check_replicas,
+                progress=parts,
+            )
+        show_conversion(report, as_json=as_json)
+        return
+    if config is not None:
+        raise click.UsageError("--config is for --to hf: leave it out")
     from glm3sdk.bootstrap.resharding import merge_checkpoint
 
     with _bar(f"merging {source}") as progress:
-        result = merge_checkpoint(source, out, progress=progress, **options)
+        result = merge_checkpoint(
+            source, out, strategy=strategy, check_replicas=check_replicas, progress=progress
+        )
     _show(result, as_json=as_json)
 
 
@@ -83,10 +130,14 @@ def merge(source: str, out: str, *, as_json: bool, **options: Any) -> None:
 def split(
     source: str, out: str, *, as_json: bool, source_strategy: str | None, **options: Any
 ) -> None:
-    """Split a checkpoint for the ranks of a strategy, or lay a sharded one out anew.
+    r"""Split a checkpoint for the ranks of a strategy, or lay a sharded one out anew.
 
     SRC is a file of tensors, a model's directory, or a directory of rank_0, rank_1, ... DST
     becomes a directory of rank_N/PREFIXN.ckpt; it must not be there yet.
+
+    \b
+    Example:
+      glm3 checkpoint split glm3_6b.ckpt shards --strategy strategy.ckpt
     """
     from glm3sdk.bootstrap.resharding import split_checkpoint
 
@@ -100,10 +151,26 @@ def split(
 
 
 @click.command()
-@click.option("--src_ckpt_strategy", default="", metavar="PATH", help="Of a sharded source.")
-@click.option("--dst_ckpt_strategy", default="", metavar="PATH", help="To split by.")
-@click.option("--src_ckpt_dir", required=True, metavar="DIR", help="Holds rank_0, rank_1, ...")
-@click.option("--dst_ckpt_dir", required=True, metavar="DIR", help="Must not be there yet.")
+@click.option(
+    "--src_ckpt_strategy",
+    type=click.Path(),
+    default="",
+    metavar="PATH",
+    help="Of a sharded source.",
+)
+@click.option(
+    "--dst_ckpt_strategy", type=click.Path(), default="", metavar="PATH", help="To split by."
+)
+@click.option(
+    "--src_ckpt_dir",
+    type=click.Path(),
+    required=True,
+    metavar="DIR",
+    help="Holds rank_0, rank_1, ...",
+)
+@click.option(
+    "--dst_ckpt_dir", type=click.Path(), required=True, metavar="DIR", help="Must not be there yet."
+)
 @_prefix
 @_json
 def transform(
@@ -115,10 +182,14 @@ def transform(
     prefix: str,
     as_json: bool,
 ) -> None:
-    """Do what MindFormers' transform_ckpt.py does, with its options.
+    r"""Do what MindFormers' transform_ckpt.py does, with its options.
 
     Without --dst_ckpt_strategy the ranks are merged into DIR/rank_0/PREFIX0.ckpt; without
     --src_ckpt_strategy the one file of rank_0 is split.
+
+    \b
+    Example:
+      glm3 checkpoint transform --src_ckpt_strategy strategy --src_ckpt_dir run --dst_ckpt_dir whole
     """
     from glm3sdk.bootstrap.resharding import split_checkpoint
 
@@ -141,34 +212,8 @@ def _given(strategy: str) -> str | None:
 
 @contextmanager
 def _bar(what: str) -> Iterator[Progress | None]:
-    """A bar of bytes, speed and time left; None where standard error is no terminal."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-    task = bar.add_task(what, total=None)
-    try:
-        bar.start()
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-    finally:
-        bar.stop()
+    with byte_bars() as bar:
+        yield bar and partial(bar, what)
 
 
 def _show(result: ReshardedCheckpoint, *, as_json: bool) -> None:

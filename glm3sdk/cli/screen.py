@@ -10,6 +10,7 @@ from glm3sdk.domain.chat import (
     CodeCell,
     Completion,
     CompletionEnd,
+    FinishReason,
     MalformedToolCall,
     Reply,
     ReplyEnd,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from glm3sdk.domain.chat import Delta, TextDelta
+    from glm3sdk.domain.generation import GenerationConfig
 
 # What a model writes must not steer the terminal: ESC and its like are shown, not obeyed.
 _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
@@ -108,3 +110,15 @@ def call_line(call: ToolCall | CodeCell | MalformedToolCall) -> str:
     if isinstance(call, CodeCell):
         return f"→ interpreter\n{call.code}"
     return f"→ a call that cannot be read ({call.reason}): {call.raw!r}"
+
+
+def cut_note(reply: Reply, config: GenerationConfig) -> str | None:
+    """Why a reply is not whole, in words; None where it is."""
+    if reply.finish_reason is FinishReason.LENGTH:
+        limit = config.max_new_tokens
+        own = limit is not None and reply.usage.completion_tokens >= limit
+        option = "--max-new-tokens" if own else "--max-seq-length"
+        return f"the reply is incomplete: the limit of tokens came first; raise {option}"
+    if reply.incomplete is not None:
+        return "the reply is incomplete: a stop string came first"
+    return None

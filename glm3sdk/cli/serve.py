@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glm3sdk.cli.loading import Loaders, loaded_service
+from glm3sdk.cli.completing import complete_model, complete_runtime
+from glm3sdk.cli.loading import RUNTIME_HELP, Loaders, loaded_service
 from glm3sdk.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,14 +25,20 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 @click.command()
-@click.argument("model", default="tiny")
+@click.argument("model", default="tiny", shell_complete=complete_model)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
+@click.option(
+    "--port",
+    default=8000,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="0 takes a free one.",
+)
 @click.option(
     "--slots",
     default=8,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, 4096),
     help="Replies that are written side by side.",
 )
 @click.option(
@@ -41,7 +48,7 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
     type=click.IntRange(0),
     help="Replies that may wait; further ones are refused with 429.",
 )
-@click.option("--runtime", metavar="NAME", help="What runs it.  [default: mindspore-cpu]")
+@click.option("--runtime", metavar="NAME", shell_complete=complete_runtime, help=RUNTIME_HELP)
 @click.option(
     "--max-seq-length",
     type=int,
@@ -114,6 +121,7 @@ def serve(
     the environment variable GLM3SDK_API_KEY. Ctrl-C or SIGTERM lets running replies finish.
 
     \b
+    Examples:
       glm3 serve
       GLM3SDK_API_KEY=... glm3 serve /models/chatglm3-6b --host 0.0.0.0
     """
@@ -124,7 +132,7 @@ def serve(
     loopback = _is_loopback(host)
     if not loopback and api_key is None and not no_auth:
         raise UserError(
-            f"--host {host} lets other machines in: set {API_KEY}, or pass --no-auth to serve "
+            f"--host {host!r} lets other machines in: set {API_KEY}, or pass --no-auth to serve "
             "everyone who reaches it"
         )
     hosts: set[str] | None = set(allowed_hosts) or None

@@ -6,6 +6,7 @@ import json
 
 import click
 
+from glm3sdk.cli.completing import complete_model_or_file
 from glm3sdk.cli.input import read_json_list
 from glm3sdk.cli.loading import Loaders
 from glm3sdk.errors import InvalidMessageError, InvalidToolError
@@ -18,15 +19,27 @@ from glm3sdk.errors import InvalidMessageError, InvalidToolError
     default="tiny",
     show_default=True,
     metavar="PATH",
+    shell_complete=complete_model_or_file,
     help="A tokenizer.model, a directory that holds one, or the bundled model's name.",
 )
-@click.option("--text", help="Text to encode, without special tokens.")
-@click.option("--messages", "file", metavar="FILE", help="A JSON list of messages to encode.")
+@click.option("--text", metavar="TEXT", help="Text to encode, without special tokens.")
+@click.option(
+    "--messages",
+    "file",
+    type=click.Path(),
+    metavar="FILE",
+    help="A JSON list of messages to encode.",
+)
 @click.make_pass_decorator(Loaders, ensure=True)
 def tokenize(loaders: Loaders, /, *, path: str, text: str | None, file: str | None) -> None:
-    """Print the token ids of a text or a conversation.
+    r"""Print the token ids of a text or a conversation.
 
     One JSON object on one line: {"input_ids": [...], "pieces": [...]}.
+
+    \b
+    Examples:
+      glm3 tokenize --text 你好
+      glm3 tokenize --messages talk.json --tokenizer /models/chatglm3-6b
     """
     if file is None and text is not None:
         tokenizer = loaders.tokenizer(path)

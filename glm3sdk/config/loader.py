@@ -177,5 +177,7 @@ def _read_file(path: Path) -> str:
         line, column = before.count(b"\n") + 1, exc.start - before.rfind(b"\n")
         whole = attrs.evolve(whole, line=line, column=column)
         raise whole.error("not UTF-8: save it in that encoding") from exc
-    except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
+    except OSError as exc:
+        raise whole.error(f"cannot be read: {exc.strerror}") from exc
+    except ValueError as exc:  # a NUL in the name
         raise whole.error(f"cannot be read: {exc}") from exc

@@ -21,6 +21,7 @@ def test_it_says_how_fast_a_model_is():
     assert first.startswith("openvino, int8: loaded in ")
     names = ("prefill of 8 tokens", "time to first token", "decode", "decode of 2 together")
     assert [line.split("  ")[1].strip() for line in lines[:4]] == list(names)
+    assert "  verifying three guesses" in result.stdout
     assert "peak memory" in result.stdout
     assert "GB/s that memory gives" in lines[-1]
 
@@ -30,7 +31,13 @@ def test_json_is_one_object():
     values = json.loads(result.stdout)
     assert (values["model"], values["runtime"], values["dtype"]) == ("tiny", "openvino", "float32")
     assert values["plan"] == {"prompt": 8, "new_tokens": 2, "batch": 2, "repeats": 1}
-    for name in ("load_s", "decode_tokens_per_s", "batch_tokens_per_s", "bandwidth_share"):
+    for name in (
+        "load_s",
+        "decode_tokens_per_s",
+        "batch_tokens_per_s",
+        "bandwidth_share",
+        "verify_steps",
+    ):
         assert values[name] > 0
 
 

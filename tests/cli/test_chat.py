@@ -51,6 +51,49 @@ def test_interactive_ends_after_the_message_where_there_is_no_terminal():
     assert (result.exit_code, result.stdout) == (0, "你好!\n")
 
 
+def test_interactive_over_a_pipe_takes_each_line_as_a_turn(tmp_path: Path):
+    talk = tmp_path / "talk.json"
+    result = glm3(
+        "chat", "--interactive", replies=("一", "二"), stdin=f"甲\n\n乙\\\n丙\n/save {talk}\n"
+    )
+    assert (result.exit_code, result.stdout) == (0, "一\n二\n")
+    assert result.stderr == f"saved 4 messages to {talk}\n"
+    said = [each["content"] for each in json.loads(talk.read_text(encoding="utf-8"))["messages"]]
+    assert said == ["甲", "一", "乙\n丙", "二"]
+
+
+def test_over_a_pipe_the_first_mistake_ends_the_conversation():
+    result = glm3("chat", "--interactive", stdin="/load none.json\n甲\n")
+    assert_one_error_line(result, "none.json", "No such file")
+
+
+def test_a_conversation_goes_on_from_a_file(tmp_path: Path):
+    file = tmp_path / "talk.json"
+    messages = [{"role": "user", "content": "甲"}, {"role": "assistant", "content": "一"}]
+    file.write_text(json.dumps({"messages": messages, "tools": TOOLS}), encoding="utf-8")
+    more = json.loads(glm3("chat", "x", "--json", "--history", str(file)).stdout)["usage"]
+    alone = json.loads(glm3("chat", "x", "--json").stdout)["usage"]
+    assert more["prompt_tokens"] > alone["prompt_tokens"] + len("get_weather")
+    result = glm3("chat", "x", "--history", str(file), "--system", "y")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert_one_error_line(glm3("chat", "x", "--history", str(tmp_path)), "Is a directory")
+
+
+@pytest.mark.parametrize(
+    ("option", "limit", "remedy"),
+    [
+        ("--max-new-tokens", "3", "--max-new-tokens"),
+        ("--max-seq-length", "12", "--max-seq-length"),
+    ],
+)
+def test_a_reply_that_was_cut_off_says_what_to_raise(option: str, limit: str, remedy: str):
+    note = f"the reply is incomplete: the limit of tokens came first; raise {remedy}"
+    result = glm3("chat", "x", option, limit, replies=("abcdefghij",))
+    assert (result.exit_code, result.stderr) == (0, f"{note}\n")
+    result = glm3("chat", "--interactive", option, limit, replies=("abcdefghij",), stdin="x\n")
+    assert (result.exit_code, result.stderr) == (0, f"({note})\n")
+
+
 def test_without_a_message_standard_input_is_the_message():
     result = glm3("chat", "--json", replies=("ok",), stdin="两行\n文字\n")
     with_argument = glm3("chat", "--json", "两行\n文字", replies=("ok",))

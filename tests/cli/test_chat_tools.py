@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from glm3sdk.bootstrap import tools
 from glm3sdk.cli import chat as chat_module
-from glm3sdk.cli import conversation
+from glm3sdk.cli import conversation, line_input
 from glm3sdk.cli.app import app
 from glm3sdk.domain.chat import Message
 from glm3sdk.domain.special_tokens import SpecialToken
@@ -72,7 +72,7 @@ def test_in_a_conversation_the_tool_answers_and_not_the_person(
     weather: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ask, prompts = typing("天气?", EOFError())
-    monkeypatch.setattr(conversation, "ask", ask)
+    monkeypatch.setattr(line_input, "ask", ask)
     monkeypatch.setattr(chat_module, "stdin_is_terminal", lambda: True)
     replies = ([call("get_weather", "city='北京'"), SpecialToken.OBSERVATION], "今天晴")
     result = glm3("--tool", "get_weather", replies=replies)
@@ -85,7 +85,7 @@ def test_a_model_that_never_stops_calling_is_stopped(
     weather: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask, prompts = typing("天气?", EOFError())
-    monkeypatch.setattr(conversation, "ask", ask)
+    monkeypatch.setattr(line_input, "ask", ask)
     monkeypatch.setattr(chat_module, "stdin_is_terminal", lambda: True)
     calls = [call("get_weather", "city='北京'"), SpecialToken.OBSERVATION]
     result = glm3("--tool", "get_weather", replies=(calls,))

@@ -16,7 +16,7 @@ from glm3sdk.testing.scripted_runtime import ScriptedRuntime
 CONSTRAINTS = LlguidanceConstraints(TOKENIZER)
 
 
-def glm3(*arguments: str, replies=("nothing of the kind",)) -> Result:
+def glm3(*arguments: str, replies=("nothing of the kind",), stdin=None) -> Result:
     def load_service(model: str, **options) -> Glm3Service:
         runtime = ScriptedRuntime(*replies)
         return Glm3Service(
@@ -28,7 +28,7 @@ def glm3(*arguments: str, replies=("nothing of the kind",)) -> Result:
         )
 
     loaders = Loaders(service=load_service, tokenizer=lambda path: TOKENIZER)
-    return CliRunner().invoke(app, ["chat", *arguments], obj=loaders, prog_name="glm3")
+    return CliRunner().invoke(app, ["chat", *arguments], obj=loaders, prog_name="glm3", input=stdin)
 
 
 @pytest.fixture
@@ -98,3 +98,23 @@ def test_a_schema_file_that_holds_none_is_named(tmp_path: Path):
 
 def test_without_the_options_nothing_is_constrained():
     assert glm3("hi", replies=(call("now", "a=b"),)).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "place"),
+    [
+        ("--json-schema", '{"properties": {"n": {"pattern": "("}}}', "#/properties/n/pattern"),
+        ("--grammar", "{}", "Grammar"),
+    ],
+)
+def test_what_cannot_be_compiled_names_its_file(
+    option: str, content: str, place: str, tmp_path: Path
+):
+    path = tmp_path / "constraint"
+    path.write_text(content, encoding="utf-8")
+    for more in (["hi"], ["hi", "--json"], ["--interactive"]):
+        result = glm3(option, str(path), *more, stdin="hi\n")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr.startswith(f"glm3: error: {path}: ")
+        assert result.stderr.count(str(path)) == 1
+        assert place in result.stderr

@@ -36,9 +36,9 @@ def converse(
     ask, prompts = typing(*lines)
     with Glm3Service(runtime=ScriptedRuntime(*replies), tokenizer=TOKENIZER) as service:
         conversation = Conversation(
-            answer=lambda asked: service.stream_chat(asked, None, tools),
+            answer=lambda asked, tools: service.stream_chat(asked, None, tools),
             ask=ask,
-            observes=bool(tools),
+            tools=tuple(tools or ()),
         )
         conversation.run(first)
     return conversation.history, prompts
@@ -47,7 +47,7 @@ def converse(
 def interrupted_after(*texts: str) -> Conversation:
     """A conversation whose first answer is stopped by Ctrl-C after these texts."""
 
-    def answer(asked):
+    def answer(asked, tools):
         if len(asked) > 1:
             yield TextDelta("二")
             yield ReplyEnd(Reply((Text("二"),), history=(*asked, Message.assistant("二"))))
@@ -68,7 +68,7 @@ def test_turns_follow_each_other_until_the_end_of_input(capsys: pytest.CaptureFi
         (Role.ASSISTANT, "二"),
     ]
     assert prompts == ["> "] * 3
-    assert capsys.readouterr().out == "一\n二\n\n"
+    assert capsys.readouterr().out == "一\n二\n"
 
 
 def test_the_first_message_comes_before_the_first_prompt():
@@ -107,7 +107,7 @@ def test_what_was_said_before_ctrl_c_stays_in_the_history(capsys: pytest.Capture
     conversation.run()
     assert conversation.history == (Message.user("甲"), Message.assistant("我是助"))
     captured = capsys.readouterr()
-    assert captured.out == "我是助\n\n"
+    assert captured.out == "我是助\n"
     assert "(stopped)" in captured.err
 
 
@@ -132,7 +132,7 @@ def test_a_failing_turn_is_reported_and_forgotten(capsys: pytest.CaptureFixture[
 
 
 def test_a_failure_in_the_middle_of_a_reply_keeps_the_history_before_it():
-    def answer(asked):
+    def answer(asked, tools):
         yield TextDelta("half")
         raise PromptTooLongError("too long")
 
@@ -154,7 +154,7 @@ def test_the_person_is_asked_what_a_tool_returned(capsys: pytest.CaptureFixture[
         Message.observation("晴"),
         Message.assistant("今天晴"),
     )
-    assert capsys.readouterr().out == "→ get_weather(city='北京')\n今天晴\n\n"
+    assert capsys.readouterr().out == "→ get_weather(city='北京')\n今天晴\n"
 
 
 def test_every_call_of_a_reply_gets_its_observation():

@@ -115,6 +115,14 @@ def test_the_size_of_a_shard_is_an_amount(size: str, files: int, model: Path, tm
     assert len(list((tmp_path / "out").glob("model*.safetensors"))) == files
 
 
+def test_a_directory_of_a_file_alone_takes_its_config_from_elsewhere(model: Path, tmp_path: Path):
+    (tmp_path / "ckpt").mkdir()
+    assert glm3(model, tmp_path / "ckpt" / "m.ckpt", "--to", "mindspore").exit_code == 0
+    result = glm3(tmp_path / "ckpt", tmp_path / "d", "--to", "hf", "--config", model)
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "d" / "config.json").is_file()
+
+
 @pytest.mark.parametrize("size", ["", "GB", "two", "-1GB", "0", "1PB", "1,5GB", "0.1"])
 def test_a_size_that_is_none_is_a_mistake(size: str, model: Path, tmp_path: Path):
     result = glm3(model, tmp_path / "out", "--to", "hf", "--max-shard-size", size)
@@ -172,7 +180,7 @@ from glm3sdk.cli import convert, main
 def bars():
     yield lambda *_: (print("a tensor was read", flush=True), signal.pause())
 
-convert._bars = bars
+convert.byte_bars = bars
 main(sys.argv[1:])
 """
 

@@ -68,6 +68,15 @@ def test_encode_writes_both_arrays(file: Path, tmp_path: Path):
     assert labels[1].tolist() == [-100] * 3 + [102, 103, 104, 2] + [-100] * 5
 
 
+def test_encode_tells_a_program_what_it_wrote(file: Path, tmp_path: Path):
+    out = tmp_path / "out.npz"
+    result = glm3("encode", file, "--tokenizer", "t", *ADGEN, "-o", out, "--json")
+    values = json.loads(result.stdout)
+    with np.load(out) as arrays:
+        assert values["shape"] == list(arrays["labels"].shape)
+    assert values["output"] == str(out)
+
+
 def test_encode_keeps_records_that_teach_nothing(tmp_path: Path):
     path, out = tmp_path / "data.jsonl", tmp_path / "out.npz"
     path.write_text(json.dumps({"messages": [{"role": "user", "content": "a" * 99}]}), "utf-8")

@@ -49,7 +49,9 @@ def step(number: int, *, loss: float | None = 2.0) -> StepDone:
 def plays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Makes the command play events instead of training, and end with a result."""
 
-    def play(events: list[FinetuneEvent], **result: Any) -> None:
+    def play(
+        events: list[FinetuneEvent], *, leads: bool = True, alone: bool = True, **result: Any
+    ) -> None:
         def run(*, resume: bool, on_event: Any, should_stop: Any) -> FinetuneResult:
             for event in events:
                 on_event(event)
@@ -68,6 +70,8 @@ def plays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
             total_steps=4,
             output=SimpleNamespace(figure=lambda _: None),
             run=run,
+            leads=leads,
+            alone=alone,
         )
         monkeypatch.setattr("glm3sdk.bootstrap.load_finetune", lambda *_, **__: played)
 
@@ -131,6 +135,19 @@ def test_a_run_that_was_stopped_says_how_to_go_on(plays: Any):
         "stopped after step 3/4: out/checkpoints/3",
         "go on with: glm3 finetune c.yaml --set 'train_data.path=my data.jsonl' --resume",
     ]
+
+
+def test_of_several_ranks_the_first_speaks(plays: Any):
+    plays(EVENTS, leads=False, alone=False)
+    result = glm3("c.yaml")
+    assert (result.exit_code, result.output) == (0, "")
+    plays(EVENTS, leads=False, alone=False, step=3, finished=False, uri="out/checkpoints/3")
+    result = glm3("c.yaml", "--json")
+    assert (result.exit_code, result.output) == (130, "")
+    plays(EVENTS, alone=False, step=3, finished=False, uri="out/checkpoints/3")
+    assert glm3("c.yaml").stderr.splitlines()[-1] == (
+        "go on with: glm3 launch ... -- glm3 finetune c.yaml --resume"
+    )
 
 
 def test_json_of_a_stopped_run_names_the_checkpoint(plays: Any):

@@ -46,6 +46,17 @@ def test_json_is_one_object():
     }
 
 
+def test_prompt_lookup_gives_the_same_text():
+    plain, fast = (
+        glm3("ab", "--greedy", "--json", *more, reply="天空蓝，天空蓝，天空蓝")
+        for more in ((), ("--prompt-lookup", "8"))
+    )
+    assert json.loads(fast.stdout) == json.loads(plain.stdout)
+    assert json.loads(fast.stdout)["text"] == "天空蓝，天空蓝，天空蓝"
+    refused = glm3("x", "--prompt-lookup", "-1")
+    assert (refused.exit_code, "prompt_lookup_num_tokens" in refused.stderr) == (2, True)
+
+
 def test_a_ready_made_prompt_is_read_back_into_special_tokens():
     segments = parse_ready_made(READY_MADE)
     assert segments is not None

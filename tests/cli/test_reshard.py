@@ -4,16 +4,21 @@ import hashlib
 import json
 from pathlib import Path
 
+import attrs
 import numpy as np
 import pytest
 from cli.terminal import Terminal
 from click.testing import CliRunner, Result
+from safetensors.numpy import load_file
 from sharded import Arrays, numbered
 
+from glm3sdk.adapters.storage.mindspore_ckpt import MindSporeCkptFile
 from glm3sdk.adapters.storage.strategy_file import encode_strategy
 from glm3sdk.adapters.storage.tensor_file import write_tensor_file
 from glm3sdk.cli.app import app
+from glm3sdk.domain.model import Glm3Config
 from glm3sdk.domain.sharding import Layout, Strategy
+from glm3sdk.testing.random_checkpoint import write_random_checkpoint
 
 TENSORS = {"w": numbered((4, 6), np.float16), "b": numbered((4,))}
 
@@ -50,6 +55,61 @@ def test_a_checkpoint_is_split_laid_out_anew_and_merged(folder: Path):
     merged = glm3("checkpoint", "merge", folder / "b", folder / "m.ckpt", "--strategy", four)
     assert merged.exit_code == 0, merged.stderr
     assert (folder / "m.ckpt").read_bytes() == whole.read_bytes()
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Path:
+    """A small ChatGLM3 as the checkpoint of two ranks, which share every matrix."""
+    small = attrs.evolve(Glm3Config.preset("tiny"), num_layers=1, padded_vocab_size=320)
+    write_random_checkpoint(tmp_path / "model", small, dtype="float16")
+    whole = tmp_path / "whole.ckpt"
+    assert glm3("convert", tmp_path / "model", whole, "--to", "mindspore").exit_code == 0
+    layouts = {
+        name: Layout([2], [0, -1] if len(spec.shape) == 2 else [-1])
+        for name, spec in MindSporeCkptFile(whole).tensors.items()
+    }
+    (tmp_path / "s.ckpt").write_bytes(encode_strategy(Strategy((layouts,))))
+    split = glm3(
+        "checkpoint", "split", whole, tmp_path / "ranks", "--strategy", tmp_path / "s.ckpt"
+    )
+    assert split.exit_code == 0, split.stderr
+    return tmp_path
+
+
+def test_a_sharded_model_is_merged_into_a_directory(ranks: Path):
+    command = ("checkpoint", "merge", ranks / "ranks", ranks / "hf", "--strategy", ranks / "s.ckpt")
+    options = ("--to", "hf", "--config", ranks / "model" / "config.json", "--check-replicas")
+    merged = glm3(*command, *options, "--json")
+    assert merged.exit_code == 0, merged.stderr
+    report = json.loads(merged.stdout)
+    assert (report["format"], report["verified"]) == ("hf", True)
+    expected, found = (load_file(ranks / each / "model.safetensors") for each in ("model", "hf"))
+    assert expected.keys() == found.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, strict=True)
+
+
+def test_ranks_that_differ_are_not_merged_into_a_directory(ranks: Path):
+    file = ranks / "ranks" / "rank_1" / "checkpoint_1.ckpt"
+    arrays = {name: MindSporeCkptFile(file).read(name) for name in MindSporeCkptFile(file).tensors}
+    norm = next(name for name, array in arrays.items() if array.ndim == 1)
+    arrays[norm] = arrays[norm] + np.float16(1)
+    for each in (file, file.with_name(f"{file.name}.sha256")):
+        each.unlink()
+    write_tensor_file(file, Arrays(arrays), on_bytes=lambda _: None)
+    command = ("checkpoint", "merge", ranks / "ranks", ranks / "hf", "--strategy", ranks / "s.ckpt")
+    options = ("--to", "hf", "--config", ranks / "model" / "config.json")
+    result = glm3(*command, *options, "--check-replicas")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert norm in result.stderr
+    assert not (ranks / "hf").exists()
+
+
+def test_a_config_means_nothing_for_one_file(folder: Path):
+    command = ("checkpoint", "merge", folder / "whole", folder / "m.ckpt", "--config", "glm3-6b")
+    result = glm3(*command, "--strategy", folder / "two.ckpt")
+    assert result.exit_code == 2
+    assert "--config is for --to hf" in result.stderr
 
 
 def size(directory: Path) -> int:

@@ -118,6 +118,29 @@ def test_a_line_of_chinese_can_be_edited():
         assert terminal.exit_code() == 0
 
 
+def test_a_message_of_several_lines_can_be_pasted_and_saved(tmp_path: Path):
+    readline = pytest.importorskip("readline")
+    if "libedit" in (readline.__doc__ or ""):
+        pytest.skip("libedit does not know of pasted blocks")
+    with Terminal([*scripted("一", "二"), "chat"], cwd=tmp_path) as terminal:
+        terminal.until("> ")
+        terminal.type("\x1b[200~甲\n乙\n\x1b[201~丙\n")
+        terminal.until("一")
+        terminal.until("> ")
+        terminal.type("丁\\\n")
+        terminal.until("... ")
+        terminal.type("戊\n")
+        terminal.until("二")
+        terminal.until("> ")
+        terminal.type("/sa\ttalk.json\n")
+        terminal.until("saved 4 messages to talk.json")
+        terminal.until("> ")
+        terminal.ctrl_d()
+        assert terminal.exit_code() == 0
+    messages = json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))["messages"]
+    assert [each["content"] for each in messages] == ["甲\n乙\n丙", "一", "丁\n戊", "二"]
+
+
 def test_the_second_ctrl_c_at_the_prompt_ends():
     with Terminal([*scripted("一"), "chat"]) as terminal:
         terminal.until("> ")
