@@ -34,10 +34,10 @@ from glm3sdk.errors import (
     CheckpointWriteError,
     InvalidCheckpointError,
     InvalidDatasetError,
+    InvalidParallelPlanError,
     InvalidRunConfigError,
     InvalidTokenizerError,
     UnknownNameError,
-    UnsupportedOptionError,
     UserError,
 )
 from glm3sdk.testing import write_random_checkpoint
@@ -300,8 +300,8 @@ def test_what_decides_no_loss_may_change_on_resume(
         ("train_data.path", "/no/such/data", InvalidDatasetError, "/no/such/data"),
         ("eval_data.path", "/no/such/data", InvalidDatasetError, "/no/such/data"),
         ("training.seq_length", 31, InvalidRunConfigError, "max_seq_length = 32"),
-        ("parallel.data", 8, UnsupportedOptionError, "parallel.data=1"),
-        ("parallel.tensor", 2, UnsupportedOptionError, "parallel.tensor=1"),
+        ("parallel.data", 8, InvalidParallelPlanError, "glm3 launch --nproc 8 -- glm3 finetune"),
+        ("parallel.tensor", 2, InvalidParallelPlanError, "parallel.tensor=2 is a run of 2 ranks"),
     ],
 )
 def test_a_mistake_is_known_before_a_runtime_is_loaded(

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  # gives numpy the dtype name "bfloat16"
-import numpy as np
 
 from glm3sdk.bootstrap.run_output import RunOutput
 from glm3sdk.config.schema import CheckpointSettings
 from glm3sdk.errors import CheckpointWriteError
+from glm3sdk.ports.arrays import numpy_dtype
+from glm3sdk.ports.checkpoint_store import TensorSpec
 from glm3sdk.ports.training import StatePart, TrainingSession
+from glm3sdk.services.run_ranks import RunRanks
+from glm3sdk.services.run_shards import spread, whole_specs
 
 _GB = 10**9
 
@@ -21,19 +25,23 @@ def require_space(
     output: RunOutput,
     session: TrainingSession,
     settings: CheckpointSettings,
+    *,
     total_steps: int,
     step: int,
+    ranks: RunRanks,
 ) -> None:
     """Check that the disk holds all that a run keeps at once.
 
-    What goes to a blob store lies here one checkpoint at a time, until it is sent.
+    What goes to a blob store lies here one checkpoint at a time, until it is sent; of several
+    ranks', this one's part.
 
     Args:
         output: where the run's checkpoints go; a directory is there.
-        session: tells how large its state is.
+        session: tells how large its state is, or this rank's part of it.
         settings: how many checkpoints are written and kept.
         total_steps: of the run.
         step: steps already taken.
+        ranks: those that store the state together.
 
     Raises:
         CheckpointWriteError: there is too little room; the message has the figures.
@@ -41,14 +49,19 @@ def require_space(
     folder = output.staging()
     if folder is None:
         return
-    weights, optimizer = (_size(session, part) for part in StatePart)
+    whole = output.is_local and ranks.size > 1
+    specs = [session.specs(part) for part in StatePart]
+    if whole:
+        specs = [whole_specs(each, spread(ranks, each)) for each in specs]
+    weights, optimizer = map(_size, specs)
     # The last step publishes the result in the place of a checkpoint.
     coming = (total_steps - 1) // settings.every - step // settings.every
     if output.is_local:
         present = len(output.checkpoints())
         needed = new_checkpoints(present, coming, settings.keep) * (weights + optimizer)
         staying = max(min(present + coming, settings.keep) - present, 0) * (weights + optimizer)
-        needed = max(needed, staying + weights)
+        # Ranks store their parts of the result before it is put together.
+        needed = max(needed, staying + weights * (2 if whole else 1))
         kept = "this run's checkpoints and result take"
         remedy = f"keep fewer (checkpoints.keep={settings.keep}), or choose another output"
     else:
@@ -73,11 +86,8 @@ def new_checkpoints(present: int, coming: int, keep: int) -> int:
     return max(min(present + coming, keep + 1) - present, 1)
 
 
-def _size(session: TrainingSession, part: StatePart) -> int:
-    return sum(
-        math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
-        for spec in session.specs(part).values()
-    )
+def _size(specs: Mapping[str, TensorSpec]) -> int:
+    return sum(math.prod(spec.shape) * numpy_dtype(spec.dtype).itemsize for spec in specs.values())
 
 
 def _nearest(folder: Path) -> Path:

@@ -11,8 +11,10 @@ from typing import Any
 
 import attrs
 
+from glm3sdk.adapters.cluster.environment import restarts
 from glm3sdk.adapters.storage.hugging_face import CONFIG_FILE, TOKENIZER_FILE
 from glm3sdk.adapters.storage.jsonl import JsonLinesFile
+from glm3sdk.adapters.storage.strategy_file import decode_strategy, encode_strategy
 from glm3sdk.bootstrap.disk_space import require_space
 from glm3sdk.bootstrap.metric_sinks import find_sinks, open_sinks
 from glm3sdk.bootstrap.models import (
@@ -25,8 +27,14 @@ from glm3sdk.bootstrap.models import (
 from glm3sdk.bootstrap.prediction import read_config
 from glm3sdk.bootstrap.pulling import pull_tokenizer
 from glm3sdk.bootstrap.run_fingerprint import fingerprint
+from glm3sdk.bootstrap.run_job import RunJob, run_job
 from glm3sdk.bootstrap.run_output import RunOutput, run_output
-from glm3sdk.bootstrap.runtimes import check_runtime, runtime_factory, start_runtime
+from glm3sdk.bootstrap.runtimes import (
+    DEFAULT_RUNTIME,
+    check_runtime,
+    runtime_factory,
+    start_runtime,
+)
 from glm3sdk.bootstrap.serving import load_tokenizer
 from glm3sdk.config.contradictions import FLASH_ATTENTION_MULTIPLE
 from glm3sdk.config.loader import dump_config
@@ -36,7 +44,6 @@ from glm3sdk.domain.training import LossScale, Schedule
 from glm3sdk.errors import (
     CheckpointWriteError,
     InvalidDatasetError,
-    UnsupportedOptionError,
     UserError,
 )
 from glm3sdk.ports.model_runtime import ModelRuntime
@@ -45,7 +52,8 @@ from glm3sdk.ports.training import AdamW, TokenBatch, TrainingPlan, TrainingSess
 from glm3sdk.services.data_order import DataOrder
 from glm3sdk.services.datasets import Dataset, open_dataset
 from glm3sdk.services.finetune import FinetuneEvent, FinetuneResult, FinetuneRun, RunLimits
-from glm3sdk.services.run_checkpoints import WEIGHTS_FILE
+from glm3sdk.services.run_checkpoints import RESULT, WEIGHTS_FILE
+from glm3sdk.services.run_shards import StrategyFormat
 from glm3sdk.services.training_data import OrderedBatches
 
 
@@ -63,7 +71,9 @@ class Finetune:
     def __init__(
         self,
         config: RunConfig,
+        *,
         output: RunOutput,
+        job: RunJob,
         opened: OpenedModel,
         tokenizer: Tokenizer,
         tokenizer_model: bytes,
@@ -71,7 +81,8 @@ class Finetune:
         if config.train_data is None:
             raise UserError("train_data is missing: name the file to learn from")
         self.config, self.output = config, output
-        self._lora = Lora(**attrs.asdict(config.lora)) if config.lora else None
+        self._lora = _lora(config)
+        self._job, self._ranks, self._place = job, job.ranks, job.place
         self._opened = opened
         self._tokenizer = tokenizer
         self._tokenizer_model = tokenizer_model
@@ -88,11 +99,23 @@ class Finetune:
             records=len(self.train),
             batch_size=training.batch_size,
             accumulate=training.accumulate,
+            rank=self._place.data_rank,
+            world=self._place.plan.data,
             seed=training.seed,
             shuffle=config.train_data.shuffle,
         )
         steps = self._order.steps(training.epochs)
         self.total_steps = min(steps, training.max_steps or steps)
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other rank takes part."""
+        return self._place.alone
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the first rank, which speaks for the run."""
+        return self._ranks.leads
 
     def run(
         self,
@@ -103,10 +126,18 @@ class Finetune:
     ) -> FinetuneResult:
         """Train, evaluate, keep checkpoints, and publish the result into the output.
 
+        Every rank of a job calls this, once; figures and files that are written once are the
+        first rank's.
+
         Args:
-            resume: go on from the newest checkpoint of the output, if there is one.
+            resume: go on from the newest checkpoint of the output, if there is one; a job that
+                the launcher has started again does so in any case.
             on_event: is told of every step, evaluation and checkpoint.
-            should_stop: asked between steps; True saves a checkpoint and ends the run.
+            should_stop: asked between steps; True saves a checkpoint and ends the run; where it
+                is True on one rank, every rank ends after the same step.
+
+        Returns:
+            Steps, losses, and where the result lies.
 
         Raises:
             UserError: the output holds another run, or another process is at it.
@@ -117,8 +148,14 @@ class Finetune:
                 takes nothing.
             BlobAccessError, BlobUnavailableError: the store does not let it be known what is there.
         """
-        output = self.output
-        with output.working(resume=resume):
+        output, ranks = self.output, self._ranks
+        restarted = restarts(os.environ) > 0
+        resume = resume or restarted
+        with ExitStack() as held:
+            self._job.enter()
+            if restarted and ranks.any(ranks.leads and output.has_result()):
+                return self._finished_before()
+            ranks.lead(lambda: held.enter_context(output.working(resume=resume)))
             with ExitStack() as stack:
                 runtime = self._start_runtime()
                 stack.callback(runtime.close)
@@ -126,12 +163,10 @@ class Finetune:
                 stack.callback(session.close)
                 run = self._compose(session, dtype=runtime.capabilities.dtype)
                 step = run.resume() if resume else 0
-                require_space(output, session, self.config.checkpoints, self.total_steps, step)
-                if not step:
-                    output.write_config(dump_config(self.config))
+                ranks.lead(lambda: self._prepare(session, step))
                 sinks = stack.enter_context(
                     open_sinks(
-                        find_sinks(self.config.metrics.sinks),
+                        find_sinks(self.config.metrics.sinks) if ranks.leads else (),
                         folder=output.folder,
                         uri=output.uri,
                         first_step=step + 1,
@@ -139,11 +174,34 @@ class Finetune:
                 )
                 with _advising(output):
                     result = run.run(sinks=sinks, on_event=on_event, should_stop=should_stop)
-            output.end(finished=result.finished)
+            if ranks.leads:
+                output.end(finished=result.finished)
+        self._job.leave()
         return result
 
+    def _prepare(self, session: TrainingSession, step: int) -> None:
+        """What the first rank does before the steps begin."""
+        require_space(
+            self.output,
+            session,
+            self.config.checkpoints,
+            total_steps=self.total_steps,
+            step=step,
+            ranks=self._ranks,
+        )
+        if not step:
+            self.output.write_config(dump_config(self.config))
+
+    def _finished_before(self) -> FinetuneResult:
+        """What is told of a run whose ranks failed after its result was published."""
+        uri = f"{self.output.uri}/{RESULT}"
+        self._job.leave()
+        return FinetuneResult(
+            step=self.total_steps, finished=True, loss=None, eval_loss=None, uri=uri
+        )
+
     def _open(self, settings: DataSettings, *, keep_masked: bool = False) -> Dataset:
-        flash = self.config.model.flash_attention and "ascend" in self.config.runtime.name
+        flash = self.config.model.flash_attention and "ascend" in (self.config.runtime.name or "")
         return open_dataset(
             JsonLinesFile(Path(settings.path)),
             settings,
@@ -156,13 +214,14 @@ class Finetune:
         )
 
     def _start_runtime(self) -> ModelRuntime:
-        settings = self.config.runtime
+        settings, topology = self.config.runtime, self._job.topology
         return start_runtime(
             self._opened,
             runtime=settings.name,
             dtype=settings.dtype,
-            device_id=settings.device_id,
+            device_id=topology.placement.device_id if topology else settings.device_id,
             max_device_memory=settings.max_device_memory,
+            place=self._place,
         )
 
     def _plan(self) -> TrainingPlan:
@@ -210,11 +269,15 @@ class Finetune:
                 total_steps=self.total_steps,
             ),
             before_publish=self.output.send,
+            ranks=self._ranks,
+            strategies=StrategyFormat(encode=encode_strategy, decode=decode_strategy),
         )
 
     def _eval_batches(self) -> Iterator[TokenBatch]:
         assert self.evaluation is not None  # noqa: S101  # asked for only where there is one
-        return self.evaluation.in_order(self.config.training.batch_size)
+        return self.evaluation.in_order(
+            self.config.training.batch_size, rank=self._place.data_rank, world=self._place.plan.data
+        )
 
     def _files(self) -> dict[str, bytes]:
         """What makes a checkpoint a model that can be loaded."""
@@ -241,30 +304,45 @@ def load_finetune(
         config: a `RunConfig`, its values as a mapping, a YAML file, or a preset's name.
         overrides: for a file or preset, `key=value` texts such as "training.max_steps=10".
 
+    Returns:
+        The run; its `run()` trains.
+
     Raises:
         InvalidRunConfigError: with every problem of the configuration.
         InvalidDatasetError: a data file that cannot be used, naming file and line.
         InvalidTokenizerError: the tokenizer does not fit the model.
         InvalidCheckpointError: the model to start from cannot be opened.
-        UnsupportedOptionError: the configuration asks for several cards.
+        InvalidParallelPlanError: so many ranks as the configuration asks for were not started, or
+            cannot share the model.
+        InvalidPlacementError: the environment does not say which rank this process is.
+        UnsupportedOptionError: the runtime holds a model in one process.
         UnknownNameError: nothing is known by the name of the runtime or of a metric sink, or for
             the output's scheme.
     """
     config = read_config(config, overrides)
     if config.mode is not RunMode.FINETUNE:
         raise UserError(f"mode is {config.mode}; a finetune run needs mode finetune")
-    for name in ("data", "tensor"):
-        if (cards := getattr(config.parallel, name)) > 1:
-            raise UnsupportedOptionError(
-                f"parallel.{name} is {cards} and a run trains on one card; set parallel.{name}=1"
-            )
-    runtime_factory(config.runtime.name)
+    runtime = config.runtime.name or DEFAULT_RUNTIME
+    runtime_factory(runtime)
+    config = attrs.evolve(config, runtime=attrs.evolve(config.runtime, name=runtime))
     find_sinks(config.metrics.sinks)
     output = run_output(config.output)
     opened = open_model(config.model.path)
-    check_runtime(opened, config.runtime.name)
+    check_runtime(opened, runtime)
+    job = run_job(config, opened.config, _lora(config))
     path = _tokenizer_file(config.model.tokenizer or opened.tokenizer_path or opened.path)
-    return Finetune(config, output, opened, load_tokenizer(path), path.read_bytes())
+    return Finetune(
+        config,
+        output=output,
+        job=job,
+        opened=opened,
+        tokenizer=load_tokenizer(path),
+        tokenizer_model=path.read_bytes(),
+    )
+
+
+def _lora(config: RunConfig) -> Lora | None:
+    return Lora(**attrs.asdict(config.lora)) if config.lora else None
 
 
 def _tokenizer_file(path: str | Path) -> Path:

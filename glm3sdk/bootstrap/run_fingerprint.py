@@ -50,6 +50,10 @@ def fingerprint(
         flat.update({f"{section}.{key}".rstrip("."): value for key, value in values.items()})
     for key in _FREE:
         flat.pop(key, None)
+    # What ranks share out among them may change, and the records of a step may not.
+    flat["training.accumulate x parallel.data"] = (
+        flat.pop("training.accumulate") * config.parallel.data
+    )
     flat |= {
         "dtype": dtype,
         "records": len(train),

@@ -167,14 +167,15 @@ class RunOutput:
 
     def _require_free(self, *, resume: bool) -> None:
         """Refuse to write over another run."""
-        if self._has_result():
+        if self.has_result():
             raise UserError(f"{self.uri} holds a finished run; choose another output, or delete it")
         if not resume and self.checkpoints():
             raise UserError(
                 f"{self.uri} holds a run that did not finish; resume it, or choose another output"
             )
 
-    def _has_result(self) -> bool:
+    def has_result(self) -> bool:
+        """Whether the run's result was published."""
         if self.is_local:
             return (self.folder / RESULT).exists()
         # A damaged one is one as well.

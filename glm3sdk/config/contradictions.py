@@ -79,7 +79,7 @@ def _lengths(config: RunConfig) -> Iterator[Contradiction]:
 
 
 def _flash_attention(config: RunConfig) -> Iterator[Contradiction]:
-    if not config.model.flash_attention or "ascend" not in config.runtime.name:
+    if not config.model.flash_attention or "ascend" not in (config.runtime.name or ""):
         return
     key, length = "generation.max_seq_length", config.generation.max_seq_length
     others: tuple[str, ...] = ("mode", "model.flash_attention", "runtime.name")

@@ -48,13 +48,14 @@ class RuntimeSettings:
     """Where the model runs.
 
     Attributes:
-        name: "mindspore-cpu", "mindspore-ascend" or a plugin's.
+        name: "mindspore-cpu", "mindspore-ascend", "openvino" or a plugin's; None is what the model
+            was converted for, else "mindspore-cpu".
         dtype: what weights are computed in; None is the runtime's default.
         device_id: which card.
         max_device_memory: most memory to take of it, such as "59GB".
     """
 
-    name: str = attrs.field(default="mindspore-cpu", validator=text())
+    name: str | None = attrs.field(default=None, validator=text(optional=True))
     dtype: str | None = attrs.field(default=None, validator=one_of(DTYPES, optional=True))
     device_id: int = attrs.field(default=0, validator=integer(0))
     max_device_memory: str | None = attrs.field(default=None, validator=memory(optional=True))

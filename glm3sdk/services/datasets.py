@@ -85,13 +85,20 @@ class Dataset:
         examples = [self.example(int(index)) for index in indices]
         return collate(examples, seq_length=self.seq_length, batch_size=batch_size)
 
-    def in_order(self, batch_size: int) -> Iterator[TokenBatch]:
+    def in_order(self, batch_size: int, *, rank: int = 0, world: int = 1) -> Iterator[TokenBatch]:
         """Every sequence once in the file's order, as batches of one shape for evaluation.
 
-        The last batch is filled up with padding that has no labels.
+        What the last batch lacks is padding that has no labels.
+
+        Args:
+            batch_size: rows of each.
+            rank: of `world` that share the batches out; each gets every `world`-th one, and all
+                get the same number of them.
+            world: how many share them out.
         """
-        for first in range(0, len(self), batch_size):
-            indices = range(first, min(first + batch_size, len(self)))
+        for first in range(0, len(self), world * batch_size):
+            start = first + rank * batch_size
+            indices = range(start, min(start + batch_size, len(self)))
             yield self.batch(indices, batch_size=batch_size)
 
 

@@ -16,6 +16,8 @@ from glm3sdk.ports.checkpoint_store import CheckpointStore
 from glm3sdk.ports.metric_sink import MetricSink
 from glm3sdk.ports.training import StepMetrics, TokenBatch, TrainingSession
 from glm3sdk.services.run_checkpoints import WEIGHTS_FILE, Progress, RunCheckpoints
+from glm3sdk.services.run_ranks import ALONE, RunRanks
+from glm3sdk.services.run_shards import StrategyFormat
 from glm3sdk.services.training_data import TrainingData
 
 # A loss scale below this finds no gradient that overflows only for being scaled.
@@ -109,20 +111,25 @@ class FinetuneResult:
 class FinetuneRun:
     """One run in one directory. Killed at any moment, it resumes with the same losses.
 
+    Of several ranks each composes one, and calls it alike; sinks and sends are the first one's.
+
     Args:
         session: the model being trained.
-        data: what it learns.
+        data: what it learns; of several ranks, this one's share.
         schedule: the learning rate of each step.
         limits: how long the run is.
         store: where checkpoints go.
         uri: the run's directory: checkpoints go below it, the result into it.
-        eval_batches: gives the evaluation data anew at each call, or None.
+        eval_batches: gives the evaluation data anew at each call, or None; of several ranks
+            each one's share, as many batches for each.
         loss_scale: the first dynamic loss scale, or None.
         files: small files that make a checkpoint loadable (config.json, tokenizer.model).
         weights_file: name of the file of trained tensors.
         fingerprint: what a resumed run must share with the one before, as JSON values.
         before_publish: is called before each checkpoint, and the result, is published: what a
             resumed run needs of the figures must be safe by then.
+        ranks: this process and the others of the run.
+        strategies: the format of what tells how ranks share tensors out.
         clock: seconds, from any moment on.
     """
 
@@ -141,6 +148,8 @@ class FinetuneRun:
         weights_file: str = WEIGHTS_FILE,
         fingerprint: Mapping[str, Any] | None = None,
         before_publish: Callable[[], None] = lambda: None,
+        ranks: RunRanks = ALONE,
+        strategies: StrategyFormat | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._session = session
@@ -156,7 +165,10 @@ class FinetuneRun:
             weights_file=weights_file,
             fingerprint=fingerprint or {},
             before_publish=before_publish,
+            ranks=ranks,
+            strategies=strategies,
         )
+        self._ranks = ranks
         self._clock = clock
         self._sinks: Sequence[MetricSink] = ()
         self._progress = Progress(loss_scale=loss_scale)
@@ -176,7 +188,7 @@ class FinetuneRun:
         found = self._checkpoints.newest()
         if found is not None:
             checkpoint, self._progress = found
-            self._session.restore(checkpoint)
+            self._ranks.together(lambda: self._session.restore(checkpoint))
         return self._progress.step
 
     def run(
@@ -192,17 +204,18 @@ class FinetuneRun:
             sinks: where figures go. A skipped step has no loss there.
             on_event: is told of every step, then of the evaluation and of the checkpoint
                 that follow it.
-            should_stop: True saves a checkpoint and ends the run.
+            should_stop: True saves a checkpoint and ends the run; of several ranks, on any.
 
         Raises:
             NonFiniteLossError: the message names step and epoch.
             CheckpointWriteError: a checkpoint or the result could not be written.
+            RuntimeFailureError: another rank could not go on.
         """
         self._sinks = sinks
         total, saved = self._limits.total_steps, self._progress.step
         uri = self._checkpoints.uri_of(saved) if saved else self._checkpoints.uri
         while (step := self._progress.step) < total:
-            stop = should_stop()
+            stop = self._ranks.any(should_stop())
             if step > saved and (stop or self._is_due(self._limits.checkpoint_every)):
                 uri, saved = self._checkpoints.save(self._session, self._progress), step
                 on_event(CheckpointSaved(step, uri))
@@ -243,7 +256,7 @@ class FinetuneRun:
             total_steps=self._limits.total_steps,
             metrics=metrics,
             learning_rate=rate,
-            tokens_per_s=sum(batch.input_ids.size for batch in batches) / seconds,
+            tokens_per_s=self._ranks.data * sum(b.input_ids.size for b in batches) / seconds,
             remaining_s=self._remaining(seconds),
             loss_scale=scale.scale if scale else None,
         )

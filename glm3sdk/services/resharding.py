@@ -10,7 +10,7 @@ import numpy as np
 
 from glm3sdk.domain.sharding import Region, Strategy, overlap, shape_of, within
 from glm3sdk.errors import InvalidCheckpointError
-from glm3sdk.ports.arrays import HostArray
+from glm3sdk.ports.arrays import HostArray, numpy_dtype
 from glm3sdk.ports.checkpoint_store import CheckpointReader, TensorSpec
 from glm3sdk.ports.tensor_values import DTYPES, index_ranges
 
@@ -34,9 +34,9 @@ class MergedShards:
     """A `CheckpointReader` of the whole tensors of a sharded checkpoint.
 
     Nothing is read before it is asked for, and then only from the ranks that have it; of
-    replicas the lowest rank is read. Tensors that the strategy does not list are whole on every
-    rank that has them. Strategies list tensors that a checkpoint need not have, such as the
-    optimizer's.
+    replicas the lowest rank is read, and the others need not be there. Tensors that the strategy
+    does not list are whole on every rank that has them. Strategies list tensors that a checkpoint
+    need not have, such as the optimizer's.
 
     Args:
         shards: what each rank wrote, in the order of the ranks.
@@ -46,8 +46,8 @@ class MergedShards:
         left_out: names of the entries that are no tensors of numbers, such as texts.
 
     Raises:
-        InvalidCheckpointError: another number of ranks than the strategy has, a tensor that a
-            rank lacks, or a shape or a dtype that contradicts the strategy or other ranks.
+        InvalidCheckpointError: another number of ranks than the strategy has, a part of a tensor
+            that no rank has, or a shape or a dtype that contradicts the strategy or other ranks.
     """
 
     def __init__(self, shards: Sequence[Shard], strategy: Strategy) -> None:
@@ -87,15 +87,14 @@ class MergedShards:
         """
         spec = _spec(self._tensors, name)
         wanted = tuple(slice(*bounds) for bounds in index_ranges(name, spec.shape, index))
-        values = np.empty(shape_of(wanted), np.dtype(spec.dtype))
+        values = np.empty(shape_of(wanted), numpy_dtype(spec.dtype))
         missing = values.size
         seen: set[tuple[tuple[int, int], ...]] = set()
         for rank, region in self._held(name, spec.shape):
             common = overlap(region, wanted)
-            bounds = tuple((part.start, part.stop) for part in region)
-            if common is None or bounds in seen:
+            if common is None or _bounds(region) in seen:
                 continue
-            seen.add(bounds)
+            seen.add(_bounds(region))
             piece = self._shards[rank].reader.read(name, within(common, region))
             missing -= piece.size
             if piece.shape == values.shape:
@@ -150,12 +149,14 @@ class MergedShards:
                         "strategy of the same run?"
                     )
             return first
-        holders = list(self._strategy.holders(name))
-        self._check_present(there, holders)
         full = next(iter(layouts.values())).full_shape(first.shape)
-        for rank in holders:
-            region = self._strategy.region(name, full, rank) or ()
-            expected = TensorSpec(shape_of(region), first.dtype)
+        regions = {
+            rank: self._strategy.region(name, full, rank) or ()
+            for rank in self._strategy.holders(name)
+        }
+        self._check_present(there, regions)
+        for rank in there:
+            expected = TensorSpec(shape_of(regions[rank]), first.dtype)
             if self._listed[rank][name] != expected:
                 raise InvalidCheckpointError(
                     f"{self._found(name, rank)}, and by the strategy and "
@@ -164,16 +165,18 @@ class MergedShards:
                 )
         return TensorSpec(full, first.dtype)
 
-    def _check_present(self, there: Sequence[int], holders: Sequence[int]) -> None:
-        if lacking := sorted(set(holders) - set(there)):
-            raise InvalidCheckpointError(
-                f"it is missing from {self._named(lacking)} and there on {self._named(there)}; "
-                "are all files of the same step, and the strategy of the same run?"
-            )
-        if extra := sorted(set(there) - set(holders)):
+    def _check_present(self, there: Sequence[int], regions: Mapping[int, Region]) -> None:
+        if extra := sorted(set(there) - set(regions)):
             raise InvalidCheckpointError(
                 f"it is in {self._named(extra)}, and the strategy lists it for other stages "
                 "only; pass the strategy of the run that wrote it"
+            )
+        # One rank may write what several hold.
+        written = {_bounds(regions[rank]) for rank in there}
+        if lacking := [rank for rank in regions if _bounds(regions[rank]) not in written]:
+            raise InvalidCheckpointError(
+                f"it is missing from {self._named(lacking)} and there on {self._named(there)}; "
+                "are all files of the same step, and the strategy of the same run?"
             )
 
     def _named(self, ranks: Sequence[int]) -> str:
@@ -254,6 +257,11 @@ def _spec(tensors: Mapping[str, TensorSpec], name: str) -> TensorSpec:
     if name not in tensors:
         raise InvalidCheckpointError(f"no tensor {name!r} in this checkpoint")
     return tensors[name]
+
+
+def _bounds(region: Region) -> tuple[tuple[int, int], ...]:
+    """A region as a value that can be in a set."""
+    return tuple((part.start, part.stop) for part in region)
 
 
 def _require_any(tensors: Mapping[str, TensorSpec], strategy: Strategy) -> None:

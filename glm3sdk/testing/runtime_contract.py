@@ -170,6 +170,18 @@ class ModelRuntimeContract:
         assert session.length(1) == 3
         self.assert_same(session.prefill(1, ids[5:]), expected)
 
+    def test_guessed_tokens_are_verified_and_wrong_ones_leave_no_trace(
+        self, session: DecodeSession, ids: list[int]
+    ) -> None:
+        expected = session.prefill(0, ids, all_logits=True)
+        session.prefill(1, ids[:3])
+        rows = session.prefill(1, [ids[3], ids[4], ids[0], ids[1]], all_logits=True)
+        self.assert_same(rows[:2], expected[3:5])
+        session.truncate(1, 5)
+        self.assert_same(session.prefill(1, ids[5:7], all_logits=True), expected[5:7])
+        session.truncate(1, 6)
+        self.assert_same(session.decode([1], ids[6:7])[0], expected[6])
+
     def test_a_slot_truncated_to_nothing_is_like_new(
         self, session: DecodeSession, ids: list[int]
     ) -> None:

@@ -71,10 +71,11 @@ class ScriptedRuntime:
     begins where a prefill meets an empty slot, or one that was truncated or copied to since
     its last prefill, or one that was decoded and is now given a special token or eos.
     Prefills in a row are one prompt in chunks, and a prefill of text after a decode goes on
-    with the reply, as forced tokens do. Within a request the logits depend on the slot's
-    tokens alone: the likeliest token is the one after the longest beginning of the reply
-    with which they end, so that verifying guessed tokens or replaying a prefix works as
-    with a model. A reply ends with eos (2).
+    with the reply, as forced tokens do. So does a prefill for all logits, which verifies
+    guessed tokens, and what follows when some of these were cut off again. Within a request
+    the logits depend on the slot's tokens alone: the likeliest token is the one after the
+    longest beginning of the reply with which they end, so that verifying guessed tokens or
+    replaying a prefix works as with a model. A reply ends with eos (2).
 
     Text is encoded as the model writes a turn: a newline and the text, each encoded by
     itself; a message has its metadata before the newline. `SpecialToken.ASSISTANT` goes
@@ -155,6 +156,7 @@ class _Slot:
     reply: tuple[int, ...] = ()
     in_prompt: bool = False
     decoded: bool = False
+    guesses_at: int | None = None
 
 
 class ScriptedSession:
@@ -182,7 +184,8 @@ class ScriptedSession:
         slot, ids = self._table.check_prefill(slot, input_ids)
         state, added = self._slots[slot], tuple(ids.tolist())
         goes_on = state.decoded and self._runtime.turn_ids.isdisjoint(added)
-        if not ((state.in_prompt or goes_on) and state.tokens):
+        state.guesses_at = len(state.tokens) if state.tokens and all_logits else None
+        if not ((state.in_prompt or goes_on or all_logits) and state.tokens):
             state.reply, state.in_prompt = self._runtime.next_reply(), True
             state.decoded = False
         before, state.tokens = len(state.tokens), state.tokens + added
@@ -200,7 +203,7 @@ class ScriptedSession:
             state = self._slots[slot]
             state.reply = state.reply or self._runtime.next_reply()
             state.tokens, state.in_prompt = (*state.tokens, token_id), False
-            state.decoded = True
+            state.decoded, state.guesses_at = True, None
             self._table.advance(slot, 1)
             rows.append(self._logits(state, len(state.tokens)))
         self._runtime.calls.append(Decode(chosen, tuple(ids.tolist())))
@@ -211,11 +214,15 @@ class ScriptedSession:
         return self._table.length(slot)
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget all but the first tokens; the next prefill begins another reply."""
+        """Forget all but the first tokens; the next prefill begins another reply.
+
+        It does not where what goes are guesses that were just verified.
+        """
         self._table.truncate(slot, length)
         state = self._slots[slot]
         state.tokens, state.in_prompt = state.tokens[:length], False
-        state.decoded = False
+        state.decoded = state.guesses_at is not None and length > state.guesses_at
+        state.guesses_at = None
         self._runtime.calls.append(Truncate(slot, length))
 
     def copy(self, source: int, target: int, length: int) -> None:

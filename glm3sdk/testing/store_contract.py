@@ -63,6 +63,20 @@ class CheckpointStoreContract:
         writer.commit()
         assert store.list(root) == (f"{root}/a",)
 
+    def test_a_checkpoint_may_lie_below_another(self, store: CheckpointStore, root: str) -> None:
+        # So lie the parts of several ranks.
+        for name in ("a", "a/rank_0", "a/rank_1"):
+            _save(store, f"{root}/{name}")
+        assert store.list(root) == (f"{root}/a",)
+        assert store.list(f"{root}/a") == (f"{root}/a/rank_0", f"{root}/a/rank_1")
+        store.delete(f"{root}/a/rank_0")
+        assert store.list(f"{root}/a") == (f"{root}/a/rank_1",)
+        for name in ("a", "a/rank_1"):
+            store.open(f"{root}/{name}").verify()
+        store.delete(f"{root}/a/rank_1")
+        store.delete(f"{root}/a")
+        assert store.list(root) == ()
+
     def test_an_aborted_checkpoint_is_never_seen(self, store: CheckpointStore, root: str) -> None:
         writer = store.create(f"{root}/a")
         _fill(writer)

@@ -137,3 +137,23 @@ def test_what_came_there_in_the_meantime_is_not_replaced(tmp_path: Path):
         with pytest.raises(InvalidCheckpointError, match="is there already"):
             write()
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["d", "f.ckpt", "mine"]
+
+
+def test_a_sum_that_a_killed_writer_left_without_its_file_is_in_nobody_s_way(tmp_path: Path):
+    beside = tmp_path / "f.ckpt.sha256"
+    beside.write_text(f"{'0' * 64}  f.ckpt\n")
+    with new_file(tmp_path / "f.ckpt") as path:
+        path.write_bytes(b"new")
+        path.with_name(beside.name).write_text(f"{'1' * 64}  f.ckpt\n")
+    assert (tmp_path / "f.ckpt").read_bytes() == b"new"
+    assert beside.read_text() == f"{'1' * 64}  f.ckpt\n"
+
+
+@pytest.mark.parametrize("text", ["mine", f"{'0' * 64}  other.ckpt\n", f"{'0' * 64}  f.ckpt\nmore"])
+def test_anything_else_of_that_name_is_not_replaced(tmp_path: Path, text: str):
+    beside = tmp_path / "f.ckpt.sha256"
+    beside.write_text(text)
+    refused = pytest.raises(InvalidCheckpointError, match=r"f\.ckpt\.sha256 is there already")
+    with refused, new_file(tmp_path / "f.ckpt"):
+        pass
+    assert beside.read_text() == text

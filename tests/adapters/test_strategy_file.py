@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sharded import layouts
 
-from glm3sdk.adapters.storage.strategy_file import encode_stage, encode_strategy, read_strategy
+from glm3sdk.adapters.storage.strategy_file import (
+    decode_strategy,
+    encode_stage,
+    encode_strategy,
+    read_strategy,
+)
 from glm3sdk.domain.sharding import Layout, Strategy
 from glm3sdk.errors import InvalidCheckpointError
 
@@ -46,6 +51,7 @@ def test_a_strategy_is_read_as_it_was_written(
     ):
         path.write_bytes(encode_strategy(strategy))
         read = read_strategy(path)
+        assert decode_strategy(path.read_bytes(), path.name) == read
         # One map of several axes is also how a map of several dimensions is written.
         assert read == strategy or any(len(axes) > 1 for axes in second.tensor_map)
 

@@ -140,6 +140,17 @@ def test_guessed_tokens_are_verified_in_one_prefill() -> None:
     assert rows.argmax(axis=-1).tolist() == [11, 12, 13, 11]
 
 
+def test_a_reply_goes_on_when_wrong_guesses_are_cut_off() -> None:
+    session = script([11, 12, 13, 14], [15]).start_decode(slots=1, max_seq_length=64)
+    session.prefill(0, [260])
+    for length, guess, right in ((3, [11, 12, 99], [12, 13]), (5, [13, 14, 98], [14, EOS])):
+        rows = session.prefill(0, guess, all_logits=True)
+        assert rows.argmax(axis=-1).tolist()[:2] == right
+        session.truncate(0, length)
+    session.truncate(0, 5)
+    assert play(session, 0, [261]) == [15]
+
+
 def test_sampling_cannot_leave_the_script_by_accident() -> None:
     logits = script([11]).start_decode(slots=1, max_seq_length=64).prefill(0, [260])
     chances = np.exp((logits - logits.max()) / 2.0)

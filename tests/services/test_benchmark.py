@@ -37,13 +37,14 @@ def run(runtime: ScriptedRuntime, plan: BenchmarkPlan = PLAN, *steps: float):
 
 def test_the_figures_are_medians_of_interleaved_repeats():
     runtime = ScriptedRuntime("x")
-    # A warm-up of a prefill and two decodes, then rounds of prefill, decode and batch.
-    rounds = (0.5, 2.0, 6.0), (5.0, 4.0, 3.0), (1.0, 8.0, 12.0)
-    report = run(runtime, PLAN, 9.0, 9.0, 9.0, *(step for each in rounds for step in each))
+    # A warm-up of everything, then rounds of prefill, decode, batch and verification.
+    rounds = (0.5, 2.0, 6.0, 1.2), (5.0, 4.0, 3.0, 7.0), (1.0, 8.0, 12.0, 0.1)
+    report = run(runtime, PLAN, 9.0, 9.0, 9.0, 9.0, *(step for each in rounds for step in each))
     assert report.first_token_s == pytest.approx(1.0)
     assert report.prefill_tokens_per_s == pytest.approx(10.0)
     assert report.decode_tokens_per_s == pytest.approx(1.0)
     assert report.batch_tokens_per_s == pytest.approx(2.0)
+    assert report.verify_steps == pytest.approx(1.2)
     assert (report.peak_rss, report.anonymous) == (500, 200)
     assert report.memory_bytes_per_s == 2e9
     share = report.token_bytes * 1.0 / 2e9
@@ -51,7 +52,9 @@ def test_the_figures_are_medians_of_interleaved_repeats():
     assert report.to_json()["plan"] == attrs.asdict(PLAN)
     decodes = [call.slots for call in runtime.calls if isinstance(call, Decode)]
     assert decodes[-8:] == [(0,)] * 4 + [(0, 1, 2)] * 4
-    assert all(len(c.input_ids) == 10 for c in runtime.calls if isinstance(c, Prefill))
+    prompts = [c.input_ids for c in runtime.calls if isinstance(c, Prefill)]
+    assert [len(ids) for ids in prompts] == [10, 4] * 4
+    assert prompts[1] == prompts[0][-4:]
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,18 @@ def test_the_last_batch_of_an_evaluation_is_filled_up_without_labels():
     assert (batches[-1].input_ids[1] == 0).all()
 
 
+def test_ranks_share_the_batches_of_an_evaluation_and_get_as_many_each():
+    dataset = open_dataset(MemoryLines(PAIRS), CHAT, TOKENIZER, max_records=5)
+    whole = list(dataset.in_order(2))
+    first, second = (list(dataset.in_order(2, rank=rank, world=2)) for rank in range(2))
+    assert len(first) == len(second) == 2
+    for batch, expected in zip((first[0], second[0], first[1]), whole, strict=True):
+        np.testing.assert_array_equal(batch.input_ids, expected.input_ids)
+        np.testing.assert_array_equal(batch.labels, expected.labels)
+    assert second[1].labels.shape == whole[0].labels.shape
+    assert (second[1].labels == -100).all()
+
+
 def test_an_order_walks_a_dataset():
     dataset = open_dataset(MemoryLines(PAIRS), CHAT, TOKENIZER)
     order = DataOrder(records=len(dataset), batch_size=2, accumulate=2)

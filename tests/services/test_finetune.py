@@ -3,12 +3,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
 import numpy as np
 import pytest
+from services.fused_store import Fuse, FusedStore, Killed
 
 from glm3sdk.adapters.storage.local import LocalCheckpointStore
 from glm3sdk.domain.training import LossScale, Schedule
@@ -18,8 +19,7 @@ from glm3sdk.errors import (
     InvalidDatasetError,
     NonFiniteLossError,
 )
-from glm3sdk.ports.arrays import HostArray
-from glm3sdk.ports.checkpoint_store import CheckpointStore, CheckpointWriter, TensorSpec
+from glm3sdk.ports.checkpoint_store import CheckpointStore, CheckpointWriter
 from glm3sdk.ports.training import StatePart, TokenBatch, TrainingSession
 from glm3sdk.services.data_order import DataOrder
 from glm3sdk.services.finetune import (
@@ -235,72 +235,6 @@ def test_dropout_has_a_seed_of_its_own_for_every_step_that_the_runs_seed_decides
     assert all(0 <= seed < 2**31 for seed in [*first, *seeds(2**32 - 1)])
     assert seeds(9) == first
     assert set(seeds(10)).isdisjoint(first)
-
-
-class Killed(BaseException):
-    """The process ends here."""
-
-
-class Fuse:
-    """Ends the process at the n-th of the places that a run passes."""
-
-    def __init__(self, burns_at: int | None = None) -> None:
-        self.places: list[str] = []
-        self._burns_at = burns_at
-
-    def pass_by(self, place: str) -> None:
-        self.places.append(place)
-        if len(self.places) - 1 == self._burns_at:
-            raise Killed(place)
-
-
-@attrs.frozen
-class FusedWriter:
-    writer: CheckpointWriter
-    fuse: Fuse
-
-    def add_tensors(
-        self, file: str, specs: Mapping[str, TensorSpec], values: Iterable[tuple[str, HostArray]]
-    ) -> None:
-        def passing() -> Iterator[tuple[str, HostArray]]:
-            for name, value in values:
-                self.fuse.pass_by(f"before tensor {name}")
-                yield name, value
-
-        self.writer.add_tensors(file, specs, passing())
-
-    def add_file(self, file: str, data: bytes) -> None:
-        self.fuse.pass_by(f"before file {file}")
-        self.writer.add_file(file, data)
-
-    def commit(self) -> None:
-        self.fuse.pass_by("before commit")
-        self.writer.commit()
-        self.fuse.pass_by("after commit")
-
-    def abort(self) -> None:
-        self.writer.abort()
-
-
-@attrs.frozen
-class FusedStore:
-    store: CheckpointStore
-    fuse: Fuse
-
-    def open(self, uri: str) -> object:
-        return self.store.open(uri)
-
-    def create(self, uri: str) -> FusedWriter:
-        self.fuse.pass_by("before create")
-        return FusedWriter(self.store.create(uri), self.fuse)
-
-    def list(self, uri: str) -> tuple[str, ...]:
-        return self.store.list(uri)
-
-    def delete(self, uri: str) -> None:
-        self.fuse.pass_by("before delete")
-        self.store.delete(uri)
-        self.fuse.pass_by("after delete")
 
 
 class FusedSession(ScriptedTraining):

@@ -32,6 +32,15 @@ def test_the_divergence_is_that_of_the_reference_from_the_model():
     assert found.to_json()["tokens"] == 2
 
 
+def test_the_margin_is_the_references_where_both_differ():
+    ours = logits([0.6, 0.4], [0.2, 0.8], [0.3, 0.7])
+    theirs = logits([0.9, 0.1], [0.75, 0.25], [0.6, 0.4])
+    targets = np.zeros(3, np.int32)
+    # The second and the third row differ, by ln 3 and ln 1.5; the first one does not.
+    assert compare([(ours, theirs + 5, targets)]).margin == pytest.approx(math.log(3), rel=1e-6)
+    assert compare([(ours[:1], theirs[:1], targets[:1])]).margin == 0
+
+
 def test_parts_add_up_to_the_whole():
     rng = np.random.default_rng(0)
     ours, theirs = rng.standard_normal((2, 9, 5), np.float32)

@@ -155,6 +155,22 @@ def test_replicas_in_stages_that_split_differently_are_compared_too():
         merged.check_replicas("shared")
 
 
+def test_one_of_the_ranks_that_hold_the_same_part_is_enough():
+    layouts = {"a": Layout([2, 2], [0, -1]), "b": Layout([2, 2], [-1, 0], (), (), 2, 2)}
+    strategy = Strategy((layouts,))
+    full = {"a": numbered((4, 4)), "b": numbered((4, 2)), "step": np.array(3, np.float32)}
+    parts = shards(full, strategy)
+    for rank in (2, 3):
+        change(parts, rank, "a", None)
+        change(parts, rank, "step", None)
+    assert equal(MergedShards(parts, strategy), full)
+    change(parts, 1, "a", None)
+    with pytest.raises(
+        InvalidCheckpointError, match=r"tensor a: it is missing from rank 1 .*, rank 3"
+    ):
+        MergedShards(parts, strategy)
+
+
 def change(parts: list[Shard], rank: int, name: str, array: HostArray | None) -> None:
     arrays = parts[rank].reader.arrays
     del arrays[name]

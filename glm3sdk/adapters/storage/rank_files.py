@@ -16,6 +16,7 @@ from glm3sdk.errors import InvalidCheckpointError, UnsafeCheckpointError
 
 _RANK = re.compile(r"rank_(0|[1-9]\d{0,6})")
 _NAMED = 5
+_MOST_OF_A_SUM = 1024  # bytes: 64 digits and a file's name
 
 
 def find_rank_files(directory: Path) -> tuple[Path, ...]:
@@ -80,13 +81,15 @@ def new_directory(path: Path) -> Iterator[Path]:
 def new_file(path: Path) -> Iterator[Path]:
     """Where to write a file, with its sha256 beside it; both appear if the block ends well.
 
+    A sum that a killed writer left without its file is replaced.
+
     Raises:
         InvalidCheckpointError: something is there.
         CheckpointWriteError: it cannot be written there.
     """
     beside = path.with_name(path.name + DIGEST_SUFFIX)
     for target in (path, beside):
-        if os.path.lexists(target):
+        if os.path.lexists(target) and not (target is beside and _is_sum_of(path, beside)):
             raise InvalidCheckpointError(
                 f"{target} is there already; move it away or pass another path"
             )
@@ -103,6 +106,19 @@ def new_file(path: Path) -> Iterator[Path]:
                     beside.unlink()
                 raise
             whole_directory.sync_directory(path.parent)
+
+
+def _is_sum_of(path: Path, beside: Path) -> bool:
+    """Whether a file is what `new_file` puts beside another."""
+    try:
+        with beside.open("rb") as file:
+            line = file.read(_MOST_OF_A_SUM)
+    except OSError:
+        return False
+    return (
+        re.fullmatch(rb"[0-9a-f]{64}  " + re.escape(os.fsencode(path.name)) + rb"\n", line)
+        is not None
+    )
 
 
 @contextmanager

@@ -76,6 +76,21 @@ def read_strategy(path: str | os.PathLike[str]) -> Strategy:
         raise InvalidCheckpointError(f"{path}: {exc}") from exc
 
 
+def decode_strategy(data: bytes, name: str) -> Strategy:
+    """Read the bytes of a strategy file of all stages.
+
+    Args:
+        data: the bytes.
+        name: of the file, for messages; one that ends in .json is an object of that form.
+
+    Raises:
+        InvalidCheckpointError: it is no strategy.
+    """
+    file = Path(name)
+    stages = _spread(_by_stage(file, _parsed(file, data)))
+    return Strategy(tuple(stages[stage] for stage in sorted(stages)))
+
+
 def encode_strategy(strategy: Strategy) -> bytes:
     """The bytes of a strategy file of all stages, as MindSpore's own merge writes them."""
     if len(strategy.stages) == 1:
@@ -118,6 +133,10 @@ def _read(file: Path) -> _Content:
         data = file.read_bytes()
     except OSError as exc:
         raise InvalidCheckpointError(f"{file} cannot be read: {exc.strerror or exc}") from exc
+    return _parsed(file, data)
+
+
+def _parsed(file: Path, data: bytes) -> _Content:
     try:
         content = _from_json(data) if file.suffix == ".json" else _from_protobuf(data)
     except InvalidCheckpointError as exc:

@@ -60,7 +60,7 @@ def temporary(path: Path) -> Iterator[Path]:
         OSError: it cannot be made.
     """
     make_directories(path.parent)
-    _tidy(path.parent)
+    _tidy(path)
     directory, lock = _claim(path)
     try:
         yield directory
@@ -201,10 +201,16 @@ def _claim(path: Path) -> tuple[Path, int]:
         os.close(lock)
 
 
-def _tidy(parent: Path) -> None:
-    """Remove what killed processes left in `parent`, and give back what they moved away."""
+def _tidy(path: Path) -> None:
+    """Remove what killed processes left beside `path`, and give back what they moved away.
+
+    Within a published directory that is what bore its name: there the processes of several hosts
+    write at once, and not every file system has locks that reach from one to another.
+    """
+    parent, shared = path.parent, is_published(path.parent)
     for entry in sorted(os.listdir(parent)):
-        if match := _HIDDEN.fullmatch(entry):
+        match = _HIDDEN.fullmatch(entry)
+        if match and (not shared or match["name"] == path.name):
             try:
                 if match["kind"] == "tmp":
                     _remove_abandoned(parent / entry)
