@@ -129,9 +129,13 @@ class ReplyParser:
 
 
 def parse_reply(raw_text: str) -> Reply:
-    """Read a whole reply; `<|assistant|>` in the text separates its turns. Never raises.
+    """Read a whole reply. Never raises: a call that cannot be read is a `MalformedToolCall`.
 
-    The reply's history holds its own turns, as assistant messages.
+    Args:
+        raw_text: what a model wrote; `<|assistant|>` in it separates turns.
+
+    Returns:
+        The reply; its history holds its own turns, as assistant messages.
     """
     # Half a character cannot stand in a message.
     text = raw_text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

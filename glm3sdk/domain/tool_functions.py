@@ -70,6 +70,9 @@ def tool(function: Callable[..., Any]) -> Tool:
             `list[...]`, `Literal`, `Optional` (described as the type inside) and
             `Annotated[type, "description"]`.
 
+    Returns:
+        The function with its description, for `run_tools`; calling it calls the function.
+
     Raises:
         InvalidToolError: the signature cannot be described; write a `ToolSpec` by hand
             and pass `Tool(spec=..., function=...)`.

@@ -14,6 +14,9 @@ from glm3sdk.domain.model import Glm3Config
 from glm3sdk.errors import UnsupportedOptionError
 from glm3sdk.ports.model_runtime import DecodeSession, ModelRuntime
 
+# As many guesses as prompt lookup begins with, and the token before them.
+_VERIFIED = 4
+
 # Bytes of a weight; int4 with a 16-bit scale and a zero point for 128 of them.
 _WEIGHT_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.52}
 
@@ -62,6 +65,8 @@ class BenchmarkReport:
         first_token_s: seconds from a prompt to its logits.
         decode_tokens_per_s: of one sequence.
         batch_tokens_per_s: of all sequences of the batch together.
+        verify_steps: what it takes to read 4 tokens at once, as verifying 3 guesses does, in
+            steps of decoding one; prompt lookup pays where this is little more than 1.
         peak_rss: most bytes of memory that the process had, mapped files included.
         anonymous: bytes that it has now without mapped files.
         token_bytes: bytes of weights that one token reads, about.
@@ -75,6 +80,7 @@ class BenchmarkReport:
     first_token_s: float
     decode_tokens_per_s: float
     batch_tokens_per_s: float
+    verify_steps: float
     peak_rss: int
     anonymous: int
     token_bytes: int
@@ -118,10 +124,16 @@ def benchmark(
         run.warm_up()
         peak, anonymous = memory_use()  # before the memory's own measurement takes some
         rounds = [  # in turns, so that a swing of the machine meets all of them
-            (run.prefill(), run.decode(1), run.decode(plan.batch), memory_bytes_per_s())
+            (
+                run.prefill(),
+                run.decode(1),
+                run.decode(plan.batch),
+                run.verify(),
+                memory_bytes_per_s(),
+            )
             for _ in range(plan.repeats)
         ]
-    prefill, decode, batch, bandwidth = map(statistics.median, zip(*rounds, strict=True))
+    prefill, decode, batch, verify, bandwidth = map(statistics.median, zip(*rounds, strict=True))
     capabilities = runtime.capabilities
     return BenchmarkReport(
         runtime=capabilities.name,
@@ -131,6 +143,7 @@ def benchmark(
         first_token_s=prefill,
         decode_tokens_per_s=plan.new_tokens / decode,
         batch_tokens_per_s=plan.batch * plan.new_tokens / batch,
+        verify_steps=verify / (decode / plan.new_tokens),
         peak_rss=peak,
         anonymous=anonymous,
         token_bytes=token_bytes(runtime.config, capabilities.dtype),
@@ -162,6 +175,7 @@ class _Runs:
         self.prefill()
         for size in {1, self._plan.batch}:
             self.decode(size)
+        self.verify()
 
     def prefill(self) -> float:
         """Seconds from a prompt to its logits."""
@@ -179,4 +193,12 @@ class _Runs:
         began = self._clock()
         for token_id in self._next:
             self._session.decode(slots, [int(token_id)] * size)
+        return self._clock() - began
+
+    def verify(self) -> float:
+        """Seconds of a few tokens at once, with the logits of each; they end the prompt."""
+        tokens = self._prompt[-_VERIFIED:]
+        self._session.truncate(0, self._plan.prompt - len(tokens))
+        began = self._clock()
+        self._session.prefill(0, tokens, all_logits=True)
         return self._clock() - began

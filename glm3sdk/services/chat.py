@@ -143,7 +143,7 @@ class Glm3Service:
         """Answer several conversations side by side; arguments and errors as for `chat`.
 
         Nothing is generated unless every history is valid, and where one conversation
-        fails the others are given up.
+        fails the others are given up. Replies come in the order of the histories.
         """
         requests = [self._preparation.chat(history, config, tools) for history in histories]
         ends = {
@@ -161,6 +161,9 @@ class Glm3Service:
                 such as "[gMASK]sop<|user|> \n 你好<|assistant|>", which is parsed back into
                 messages. Unlike in `chat`, no tool calls are read from what follows.
             config: generation parameters; by default the official model's.
+
+        Returns:
+            What follows the prompt, why it ended, and the tokens read and written.
 
         Raises:
             InvalidMessageError: the prompt is not text.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from queue import Empty, SimpleQueue
 from typing import Protocol, TypeAlias
 
@@ -14,7 +15,8 @@ from glm3sdk.domain.chat import FinishReason, Usage
 from glm3sdk.errors import Glm3Error, RuntimeFailureError, ServiceClosedError
 from glm3sdk.ports.arrays import FloatArray
 from glm3sdk.ports.model_runtime import DecodeSession
-from glm3sdk.services.prefix import CachedSequence, place
+from glm3sdk.services.prefix import CachedSequence, common_prefix, place
+from glm3sdk.services.prompt_lookup import PromptLookup
 from glm3sdk.services.structure import TokenConstraint
 
 _log = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ class Job:
         max_new_tokens: most tokens to generate; the slot has room for them.
         deliver: takes each token, then the end or what went wrong. It must not block.
         constraint: what the reply is held to, or None.
+        guesses: the most tokens to guess and verify in one step; 0 guesses none.
         cancelled: nobody waits for it any more.
         cached_tokens: tokens of the prompt whose kv_cache was reused, known before the
             first token is delivered.
@@ -63,10 +66,12 @@ class Job:
     max_new_tokens: int
     deliver: Callable[[TokenEvent], None]
     constraint: TokenConstraint | None = None
+    guesses: int = 0
     cancelled: bool = False
     cached_tokens: int = 0
     generated: list[int] = attrs.field(factory=list)
     pending: list[int] = attrs.field(factory=list)
+    _lookup: PromptLookup | None = attrs.field(default=None, init=False)
 
     def cancel(self) -> None:
         """Give its slot free at the next step."""
@@ -76,6 +81,22 @@ class Job:
         """Token counts when this many tokens were generated."""
         return Usage(len(self.prompt_ids), completion_tokens, self.cached_tokens)
 
+    def guess(self) -> list[int]:
+        """The tokens that may follow the pending one, as many as there is room to choose."""
+        if not self.guesses:
+            return []
+        if self._lookup is None:
+            self._lookup = PromptLookup(self.guesses, self.prompt_ids)
+        self._lookup.extend(self.generated[self._lookup.length - len(self.prompt_ids) :])
+        # The last token that there is room for is chosen and never read.
+        guess = self._lookup.guess()[: self.max_new_tokens - len(self.generated) - 1]
+        return list(takewhile(lambda token_id: token_id not in self.stop_ids, guess))
+
+    def learn(self, guessed: int, right: int) -> None:
+        """Take how many of the guessed tokens were chosen."""
+        if self._lookup is not None:
+            self._lookup.learn(guessed, right)
+
 
 class DecodeLoop:
     """Serves jobs until it takes None from its inbox.
@@ -83,7 +104,8 @@ class DecodeLoop:
     Every attribute but the inbox belongs to the thread that runs `run`; other threads may
     ask for the counts. Each step reads
     waiting prompts into free slots, then decodes all running jobs in one batch, but for
-    those with forced tokens: these are read at once, as a prompt is.
+    those with forced tokens: these are read at once, as a prompt is. A job that runs alone
+    has guessed tokens read with its last one.
     """
 
     def __init__(self, session: DecodeSession) -> None:
@@ -144,8 +166,12 @@ class DecodeLoop:
             self._prefill(self._waiting.popleft())
             admissions -= 1
         for job in [job for job in self._active if len(job.pending) > 1]:
-            self._fast_forward(job)
-        if self._active:
+            self._append(job)
+        # Guesses take more of a step than the sequences of a batch, which are all wanted.
+        alone = next(iter(self._active)) if len(self._active) == 1 else None
+        if alone and len(alone.pending) == 1 and (guess := alone.guess()):
+            self._append(alone, guess)
+        elif self._active:
             self._decode()
 
     def _prefill(self, job: Job) -> None:
@@ -172,15 +198,36 @@ class DecodeLoop:
         if not self._over(job):
             self._choose(job, logits)
 
-    def _fast_forward(self, job: Job) -> None:
+    def _append(self, job: Job, guess: Sequence[int] = ()) -> None:
+        """Read a job's pending tokens at once, and guessed ones behind them."""
         sequence = self._active[job]
+        read = [*job.pending, *guess]
         try:
-            logits = self._session.prefill(sequence.slot, job.pending)
+            logits = self._session.prefill(sequence.slot, read, all_logits=bool(guess))
         except Exception as exc:
             self._fail(job, exc)
             return
         sequence.token_ids += job.pending
-        self._choose(job, logits)
+        if guess:
+            self._verify(job, guess, logits[len(job.pending) - 1 :])
+        else:
+            self._choose(job, logits)
+
+    def _verify(self, job: Job, guess: Sequence[int], logits: FloatArray) -> None:
+        """Choose tokens as long as they are the guessed ones, and one more."""
+        sequence, right = self._active[job], 0
+        while True:
+            self._choose(job, logits[right])
+            if job not in self._active:
+                break
+            held = common_prefix(job.pending, guess[right:])
+            sequence.token_ids += job.pending[:held]
+            job.pending = job.pending[held:]
+            right += held
+            if job.pending:
+                break
+        job.learn(len(guess), right)
+        self._session.truncate(sequence.slot, len(sequence.token_ids))
 
     def _decode(self) -> None:
         batch = [each for each in self._active.items() if len(each[0].pending) == 1]

@@ -73,6 +73,7 @@ def with_logprobs(
         max_new_tokens=request.max_new_tokens,
         stream=stream,
         constraint=request.constraint,
+        guesses=request.guesses,
     )
 
 

@@ -170,6 +170,7 @@ class Preparation:
             max_new_tokens=min(room, config.max_new_tokens or room),
             stream=stream,
             constraint=constraint,
+            guesses=config.prompt_lookup_num_tokens,
         )
 
     def _spellings(self, word: str) -> list[list[int]]:

@@ -26,6 +26,8 @@ class Agreement:
         mean_kl: mean Kullback-Leibler divergence of the reference's distribution from the
             model's, in nats.
         top_1: share of tokens where both find the same one the likeliest.
+        margin: where they do not, the most that the reference's logit of its own likeliest token
+            stands above that of the model's; 0 where they always do.
         loss: mean loss of the model.
         reference_loss: mean loss of the reference.
     """
@@ -33,6 +35,7 @@ class Agreement:
     tokens: int
     mean_kl: float
     top_1: float
+    margin: float
     loss: float
     reference_loss: float
 
@@ -81,13 +84,15 @@ def compare(pairs: Iterable[tuple[FloatArray, FloatArray, IntArray]]) -> Agreeme
         NonFiniteLogitsError: a logit is NaN or infinite.
     """
     tokens = same = 0
-    divergence = loss = reference_loss = 0.0
+    divergence = loss = reference_loss = margin = 0.0
     for logits, reference, targets in pairs:
         ours, theirs = _log_softmax(logits), _log_softmax(reference)
         at = np.arange(len(targets))
         tokens += len(targets)
         divergence += float((np.exp(theirs) * (theirs - ours)).sum())
-        same += int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
+        chosen = ours.argmax(axis=1)
+        same += int((chosen == theirs.argmax(axis=1)).sum())
+        margin = max(margin, float((theirs.max(axis=1) - theirs[at, chosen]).max(initial=0)))
         loss -= float(ours[at, targets].sum())
         reference_loss -= float(theirs[at, targets].sum())
     if not tokens:
@@ -96,6 +101,7 @@ def compare(pairs: Iterable[tuple[FloatArray, FloatArray, IntArray]]) -> Agreeme
         tokens=tokens,
         mean_kl=divergence / tokens,
         top_1=same / tokens,
+        margin=margin,
         loss=loss / tokens,
         reference_loss=reference_loss / tokens,
     )

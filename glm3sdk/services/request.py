@@ -43,6 +43,7 @@ class Request(Generic[Event]):
         max_new_tokens: most tokens to generate.
         stream: makes the events.
         constraint: what the reply is held to, or None.
+        guesses: the most tokens to guess and verify in one step.
     """
 
     prompt_ids: tuple[int, ...]
@@ -51,6 +52,7 @@ class Request(Generic[Event]):
     max_new_tokens: int
     stream: EventStream[Event]
     constraint: TokenConstraint | None = None
+    guesses: int = 0
 
 
 class Running(Generic[Event]):
@@ -77,6 +79,7 @@ class Running(Generic[Event]):
                     max_new_tokens=request.max_new_tokens,
                     deliver=partial(deliver, index),
                     constraint=request.constraint,
+                    guesses=request.guesses,
                 )
             )
 

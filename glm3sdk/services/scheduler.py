@@ -62,13 +62,14 @@ class Scheduler:
         max_new_tokens: int,
         deliver: Callable[[TokenEvent], None],
         constraint: TokenConstraint | None = None,
+        guesses: int = 0,
     ) -> Job:
         """Queue a request; the arguments are those of `Job`.
 
         Raises:
             ServiceClosedError: after `close`.
         """
-        job = Job(prompt_ids, sampler, stop_ids, max_new_tokens, deliver, constraint)
+        job = Job(prompt_ids, sampler, stop_ids, max_new_tokens, deliver, constraint, guesses)
         with self._lock:
             self.check_open()
             if self._thread is None:
