@@ -168,11 +168,20 @@ def test_a_failed_job_starts_again_until_its_restarts_are_used_up(
         ranks = meeting.expect(2)
         assert [rank.restart for rank in ranks] == [attempt] * 2
         ranks[0].say(f"print attempt {attempt}")
-        ranks[1].say(f"exit {attempt + 1}")
+        ranks[1].say(f"exit {attempt + 3}")
     code, _, err = job.finish()
-    assert code == 3
-    assert "exit code 1" in err
+    assert code == 5
+    assert "exit code 3" in err
     assert "start 3 of all ranks" in err
+    meeting.assert_nothing_is_left()
+
+
+def test_what_a_rank_refuses_is_not_tried_again(launch: Launch, meeting: Meeting) -> None:
+    job = launch("--max-restarts", "2", "--restart-delay", "0")
+    meeting.expect(2)[1].say("exit 2")
+    code, _, err = job.finish()
+    assert code == 2
+    assert "start 2 of all ranks" not in err
     meeting.assert_nothing_is_left()
 
 

@@ -26,6 +26,7 @@ _READ = 65536
 _FAILED_GRACE_S = 10.0
 # What a failed process wrote last, as far as it is told to other nodes, in bytes.
 _LONGEST_LAST_LINE = 500
+_BAD_INPUT = 2  # the exit code of commands for a user's mistake, ours among them
 
 
 @attrs.frozen(kw_only=True)
@@ -294,7 +295,9 @@ class Launcher:
             f"{place} ended with {how}; its log is {running.log.path}",
             code if code >= 0 else 128 - code,
             tuple(line[:_LONGEST_LAST_LINE] for line in running.log.last_lines),
-            restart=not self._is_remote(planned.name),
+            # A wrong option or file stays wrong; and a rank that starts again takes it that a run
+            # of its own is to be resumed.
+            restart=code != _BAD_INPUT and not self._is_remote(planned.name),
         )
 
     def _ranks(self) -> list[str]:
