@@ -4,6 +4,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 STAMP := $(VENV)/.installed
 UNFINISHED := $(VENV)/.unfinished
+WORKERS ?= 2
 
 # The newest suitable Python that really runs: a name on PATH may be a shim without a version.
 PYTHON ?= $(shell for candidate in python3.12 python3.11 python3; do \
@@ -15,13 +16,17 @@ PYTHON ?= $(shell for candidate in python3.12 python3.11 python3; do \
 override MSG := $(value MSG)
 export MSG
 
-.PHONY: help venv chat test lint tiny bench clean
+.PHONY: help venv chat test lint soak dist docs tiny bench clean
 
 help:
 	@echo 'make chat            answer 你好 with the bundled model, then wait for more'
 	@echo 'make chat MSG="..."  answer once'
 	@echo 'make test            every check and test'
 	@echo 'make lint            the checks alone'
+	@echo 'make soak            what is too long for that: load, leaks, kills, fuzzing, installation'
+	@echo 'make soak SHORT=1    the same in a few minutes'
+	@echo 'make dist            build the wheel and the source distribution'
+	@echo 'make docs            build the documentation into site/'
 	@echo 'make tiny            train the bundled model again (ten minutes)'
 	@echo 'make bench           how to run the benchmarks'
 	@echo 'make clean           remove caches and build output; the environment stays'
@@ -47,8 +52,9 @@ chat: $(STAMP)
 		exec $(VENV)/bin/glm3 chat 你好 --interactive; \
 	fi
 
+# A file's tests share graphs and servers, so they stay in one of the two processes.
 test: lint
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check
@@ -57,6 +63,16 @@ lint: $(STAMP)
 	$(VENV)/bin/lint-imports --no-logo
 	$(VENV)/bin/deptry glm3sdk training
 
+soak: $(STAMP)
+	$(VENV)/bin/python -m pytest soak $(if $(SHORT),--short) --durations=5
+
+dist: $(STAMP)
+	rm -rf dist
+	$(VENV)/bin/python -m build
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
 tiny: $(STAMP)
 	$(VENV)/bin/python training/tiny/build.py
 
@@ -64,5 +80,5 @@ bench:
 	@echo 'See benchmarks/README.md: the peers need packages of their own.'
 
 clean:
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find glm3sdk tests training benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find glm3sdk tests soak training benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

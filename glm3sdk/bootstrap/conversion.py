@@ -107,6 +107,9 @@ def convert(
             compare names, shapes, dtypes and sums.
         progress: is told of every tensor.
 
+    Returns:
+        What was written and left out, the files with their sha256, and what was verified.
+
     Raises:
         InvalidConfigError: a config.json that cannot be used.
         InvalidCheckpointError: a source that cannot be used, something is at the destination,

@@ -126,6 +126,9 @@ def pull(
             its repository on the Hugging Face hub.
         progress: is told of bytes that arrive.
 
+    Returns:
+        Where it is, its files, and what their digests were compared with.
+
     Raises:
         OfflineError: it is not in the cache, and the offline switch is on.
         InvalidCheckpointError, InvalidConfigError, InvalidTokenizerError: the source is no such

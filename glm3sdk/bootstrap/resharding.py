@@ -98,6 +98,9 @@ def merge_checkpoint(
         check_replicas: compare all replicas, which reads every rank's file.
         progress: is told how far it is.
 
+    Returns:
+        The file that was written, its sha256, and what was left out.
+
     Raises:
         InvalidCheckpointError: files or a strategy that cannot be used, or `out` is there.
         UnsafeCheckpointError: a link leads out of `source`.
@@ -141,6 +144,9 @@ def split_checkpoint(
         format: "ckpt" or "safetensors".
         check_replicas: compare all replicas of a sharded source.
         progress: is told how far it is.
+
+    Returns:
+        The files that were written, a rank's each, their sha256, and what was left out.
 
     Raises:
         InvalidCheckpointError: files or a strategy that cannot be used, or `out` is there.

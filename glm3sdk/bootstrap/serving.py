@@ -55,6 +55,9 @@ def load_service(
             runs the same program: the same calls in the same order, with a seed where replies
             are sampled; each gets the same reply.
 
+    Returns:
+        A service that owns the model: closing it frees the weights.
+
     Raises:
         InvalidParallelPlanError: so many ranks were not started, or cannot share this model.
         InvalidConfigError: config.json is missing or of another architecture.
@@ -105,7 +108,21 @@ def load_runtime(
     device_id: int = 0,
     max_device_memory: str | None = None,
 ) -> ModelRuntime:
-    """Load a model's weights alone: tokens in, logits out. Arguments as `load_service`."""
+    """Load a model's weights alone: tokens in, logits out; close it when done.
+
+    Args:
+        model: as `load_service` takes it.
+        runtime: its name; None is what the model was converted for, else "mindspore-cpu".
+        dtype: what to hold weights in; by default what the runtime prefers.
+        device_id: which card.
+        max_device_memory: most memory to take of a card, such as "59GB".
+
+    Returns:
+        The runtime, for `Glm3Service(runtime=..., tokenizer=...)` or a decode session.
+
+    Raises:
+        Glm3Error: what `load_service` raises of a model or a runtime.
+    """
     if runtime is not None:
         runtime_factory(runtime)
     return start_runtime(
@@ -126,6 +143,9 @@ def load_tokenizer(
         path: a tokenizer.model, a directory that holds one, "tiny", or a model's published name
             or URI, of which the tokenizer alone is fetched.
         tokenizer: "sentencepiece", or what a plugin registered.
+
+    Returns:
+        The tokenizer; it loads no weights and needs no framework.
 
     Raises:
         UnknownNameError: no tokenizer goes by that name.

@@ -27,6 +27,9 @@ def load_tools(names: Iterable[str]) -> list[Tool]:
         names: such as "interpreter", which runs the model's code cells in a process of their
             own (docs/code-interpreter.md); `glm3 plugins` lists them.
 
+    Returns:
+        The tools in that order, for `Glm3Service.run_tools`.
+
     Raises:
         UnknownNameError: no tool goes by a name.
         PluginError: two plugins register one name, or one that may have it cannot be used.

@@ -246,6 +246,15 @@ def test_what_a_dead_process_left_is_removed_and_what_a_live_one_writes_stays(
     assert STORE.open(str(tmp_path / "alive")).files == ("x.json",)
 
 
+def test_below_a_checkpoint_a_writer_leaves_alone_what_others_write(tmp_path: Path) -> None:
+    # Ranks on other hosts: their locks may not be seen here.
+    save(tmp_path / "shards")
+    for name in (".rank_0.tmp-1-0123abcd", ".rank_1.tmp-1-0123abcd"):
+        (tmp_path / "shards" / name).mkdir()
+    save(tmp_path / "shards" / "rank_1")
+    assert hidden(tmp_path / "shards") == [".rank_0.tmp-1-0123abcd"]
+
+
 def test_a_writer_that_is_forgotten_leaves_nothing(tmp_path: Path) -> None:
     writer = STORE.create(str(tmp_path / "a"))
     writer.add_file("x.json", b"{}")
