@@ -198,7 +198,9 @@ class LlamaCpp:
 
     def __init__(self, path: str, length: int) -> None:
         import llama_cpp
+        from llama_cpp._logger import set_verbose
 
+        set_verbose(False)
         self.api, self.length = llama_cpp, 0
         llama_cpp.llama_backend_init()
         self.model = llama_cpp.llama_model_load_from_file(
@@ -256,19 +258,21 @@ class ChatGlmCpp:
         from chatglm_cpp._C import GenerationConfig, Pipeline
 
         self.pipeline, self.ids = Pipeline(path, length), []
-        self.options = GenerationConfig(max_length=length, do_sample=False, num_threads=2)
+        self.options = GenerationConfig(max_length=length, do_sample=False)
 
     def prefill(self, tokens: int, kept: int = 0) -> None:
         """Read a prompt of which so many tokens are held already."""
+        if kept:
+            raise NotImplementedError("chatglm.cpp reads behind what it holds one token at a time")
         self.ids = [at % 1000 + 3 for at in range(tokens)]
-        self.pipeline.model.generate_next_token(self.ids, self.options, kept, tokens)
+        self.pipeline.model.generate_next_token(self.ids, None, self.options, 0, tokens)
 
     def decode(self, count: int) -> None:
         """Append tokens to the first sequence, one at a time."""
         for _ in range(count):
             self.ids.append(5)
             past = len(self.ids) - 1
-            self.pipeline.model.generate_next_token(self.ids, self.options, past, past)
+            self.pipeline.model.generate_next_token(self.ids, None, self.options, past, past)
 
 
 ENGINES = {"ours": Ours, "llama.cpp": LlamaCpp, "chatglm.cpp": ChatGlmCpp}

@@ -89,7 +89,6 @@ def test_every_quantisation_of_the_bundled_model_is_near_the_original(
             {
                 "mode": "evaluate",
                 "model": {"path": str(model)},
-                "runtime": {"name": "openvino"},
                 "eval_data": {"path": str(data), "format": "multiturn", "max_seq_length": 256},
                 "evaluation": {"max_records": 12},
             }

@@ -79,7 +79,7 @@ class Evaluation:
         settings = attrs.evolve(config.eval_data, pack=False)
         self._model = self._limited(model)
         self._lines = JsonLinesFile(Path(settings.path))
-        flash = config.model.flash_attention and "ascend" in config.runtime.name
+        flash = config.model.flash_attention and "ascend" in (config.runtime.name or "")
         self._dataset = open_dataset(
             self._lines,
             settings,

@@ -285,7 +285,8 @@ def read_config(
 
 def configured_model(config: RunConfig, *, stop: Sequence[str] = ()) -> ConfiguredModel:
     """Open a configuration's model and tokenizer."""
-    runtime_factory(config.runtime.name)  # a wrong name is known before a large checkpoint
+    if config.runtime.name is not None:
+        runtime_factory(config.runtime.name)  # a wrong name is known before a large checkpoint
     opened = open_model(config.model.path)
     check_runtime(opened, config.runtime.name)
     tokenizer = load_tokenizer(config.model.tokenizer or opened.tokenizer_path or opened.path)

@@ -41,13 +41,13 @@ def runtime_factory(name: str) -> RuntimeFactory:
     return factories[name]
 
 
-def check_runtime(opened: OpenedModel, runtime: str) -> None:
-    """Check that a runtime can hold an opened model.
+def check_runtime(opened: OpenedModel, runtime: str | None) -> None:
+    """Check that a runtime can hold an opened model; None is the one it was made for.
 
     Raises:
         UnsupportedOptionError: the model was converted for another one.
     """
-    if opened.runtime not in (None, runtime):
+    if runtime is not None and opened.runtime not in (None, runtime):
         raise UnsupportedOptionError(
             f"{opened.path} was converted for the runtime {opened.runtime!r} and cannot be loaded "
             f"into {runtime!r}; pass {opened.runtime!r}, or the model it was converted from"

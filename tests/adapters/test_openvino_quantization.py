@@ -11,6 +11,7 @@ from glm3sdk.adapters.openvino.quantization import (
     pack,
     quantize_int4,
     quantize_int8,
+    unpack,
 )
 
 ROWS = arrays(
@@ -85,6 +86,12 @@ def test_what_is_worked_on_in_blocks_is_the_same_as_in_one(monkeypatch):
 
 def test_an_odd_number_of_values_is_packed_with_a_zero():
     assert pack(np.array([1, 2, 15], np.uint8)).tolist() == [0x21, 0x0F]
+
+
+@given(st.lists(st.integers(0, 15), max_size=9))
+def test_what_was_packed_is_unpacked(values: list[int]):
+    packed = pack(np.array(values, np.uint8))
+    assert unpack(packed, len(values)).tolist() == values == unpacked(packed, len(values))
 
 
 @pytest.mark.parametrize(

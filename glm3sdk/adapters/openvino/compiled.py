@@ -9,6 +9,7 @@ import attrs
 import numpy as np
 from openvino import CompiledModel, Core, Shape, Tensor
 
+from glm3sdk.adapters.openvino.huge_pages import HugePages
 from glm3sdk.adapters.openvino.transformer import KEYS, VALUES, build_model
 from glm3sdk.adapters.openvino.weights import Constants
 from glm3sdk.domain.model import Glm3Config
@@ -59,6 +60,7 @@ class CompiledGlm3:
         constants = Constants(checkpoint, config)
         model = build_model(config, weight=constants.matrix, vector=constants.vector)
         self.layers = config.num_layers
+        huge_pages = HugePages()
         self.model: CompiledModel = _core().compile_model(
             model,
             "CPU",
@@ -73,6 +75,7 @@ class CompiledGlm3:
         # The first request arranges the weights for the kernels, which takes seconds: now,
         # rather than when somebody waits for a reply.
         PagedRequest(self, blocks=1).run([Appended(np.zeros(1, np.int32), 0, [0])])
+        huge_pages.lay_out()
 
 
 class PagedRequest:

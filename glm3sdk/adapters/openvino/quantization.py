@@ -94,6 +94,15 @@ def pack(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return packed
 
 
+def unpack(packed: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.uint8]:
+    """The first `count` 4-bit values, a byte each."""
+    flat = packed.reshape(-1)
+    values = np.empty(2 * flat.size, np.uint8)
+    np.bitwise_and(flat, 15, out=values[::2])
+    np.right_shift(flat, 4, out=values[1::2])
+    return values[:count]
+
+
 def _blocks(rows: FloatArray) -> list[slice]:
     step = max(1, _BLOCK // rows.shape[1])
     return [slice(start, start + step) for start in range(0, len(rows), step)]
