@@ -24,7 +24,8 @@ on a rank.
       of them, where t > G
 
 An adapter's frozen first layer asks for no gradient of what comes before its first adapter: a
-LoRA run does without the AllReduce there. Loading, saving and evaluation are not counted.
+LoRA run does without the AllReduce there. Loading, saving and evaluation are not counted, nor the
+few bytes by which ranks agree before each step to go on.
 
 A collective of n bytes over p ranks moves, on each of them, in the ring algorithm (Patarasuk and
 Yuan 2009): AllReduce 2 (p - 1) / p n sent and as much received, ReduceScatter (p - 1) / p n,

@@ -53,6 +53,11 @@ class DecodeSession(Protocol):
     ) -> FloatArray:
         """Append `input_ids` `[T]` to a slot, T at least 1.
 
+        Args:
+            slot: from 0.
+            input_ids: token ids below V.
+            all_logits: give those of every position, to verify guessed tokens.
+
         Returns:
             Logits after the last token `[V]`, or after each `[T, V]` with `all_logits`.
 
@@ -62,6 +67,10 @@ class DecodeSession(Protocol):
 
     def decode(self, slots: Sequence[int], token_ids: Sequence[int] | IntArray) -> FloatArray:
         """Append one token to each of B different slots.
+
+        Args:
+            slots: `[B]`, none of them twice.
+            token_ids: `[B]`, one for each.
 
         Returns:
             Logits `[B, V]`.
@@ -74,10 +83,18 @@ class DecodeSession(Protocol):
         """Tokens that a slot holds."""
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget all but the first `length` tokens of a slot."""
+        """Forget all but the first `length` tokens of a slot.
+
+        Raises:
+            SlotError: no such slot, or it holds fewer.
+        """
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Make `target` hold the first `length` tokens of `source`."""
+        """Make `target` hold the first `length` tokens of `source`, and nothing else.
+
+        Raises:
+            SlotError: no such slot, or `source` holds fewer.
+        """
 
     def close(self) -> None:
         """Free the kv_cache; further calls raise ServiceClosedError."""

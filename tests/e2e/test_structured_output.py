@@ -194,22 +194,3 @@ def test_the_command_line_answers_with_json(tmp_path: Path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     jsonschema.validate(json.loads(done.stdout), FORECAST)
-
-
-def document_blocks() -> list[str]:
-    text = (Path(__file__).parents[2] / "docs" / "structured-output.md").read_text("utf-8")
-    return text.split("```python\n")[1:]
-
-
-def test_the_document_s_code_runs_and_warns_of_nothing(tmp_path: Path):
-    code = "\n".join(block.split("```")[0] for block in document_blocks())
-    done = subprocess.run(
-        [sys.executable, "-X", "utf8", "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=120,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
