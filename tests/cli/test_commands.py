@@ -42,7 +42,7 @@ def commands(
 
 
 COMMANDS = dict(commands())
-GROUPS = [(), *{path[:1] for path in COMMANDS if len(path) > 1}]
+GROUPS = [(), *sorted({path[:1] for path in COMMANDS if len(path) > 1})]
 every_command = pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 
 
