@@ -1,12 +1,14 @@
 """What prompt lookup saves: replies of a random ChatGLM3 in 8 or 4 bits, with and without guesses.
 
-    .venv/bin/python benchmarks/prompt_lookup.py SCRATCH [--bits 4] [--layers N] [--most 7]
+    .venv/bin/python benchmarks/prompt_lookup.py SCRATCH [--bits 4] [--layers N] [--most 7] [--peer]
 
 The weights are random and the replies are written down: each step reads and multiplies what it
 would with the published model, and then the next token of the reply is taken. So the reply
 alone decides what guesses are worth. SCRATCH is a directory for the model's file, which is
-removed: 6.4 GB for all 28 layers in 8 bits, 3.5 GB in 4. Prints one JSON object; what counts
-are the ratios, since a machine's bandwidth swings from hour to hour.
+removed: 6.4 GB for all 28 layers in 8 bits, 3.5 GB in 4. With --peer (and as much again of
+SCRATCH, and the environment of README.md) llama.cpp decodes a sequence of the same length in
+every round, without guesses. Prints one JSON object; what counts are the ratios, since a
+machine's bandwidth swings from hour to hour.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import attrs
-from quantized_peers import write_ours
+from openvino_decode import Engine
+from quantized_peers import KINDS, write_gguf, write_ours
 
 from glm3sdk import load_runtime, load_tokenizer
 from glm3sdk.domain.model import Glm3Config
@@ -34,6 +38,7 @@ RECORDS = [
     {"city": city, "temperature": 8 + 3 * n, "condition": "晴" if n % 2 else "多云", "wind": n}
     for n, city in enumerate(("北京", "上海", "广州", "深圳", "成都", "武汉"))
 ]
+PEER_TOKENS = 32
 PLAIN = (
     "快速排序先选一个数，把比它小的放在左边，比它大的放在右边，再对两边重复同样的步骤。"
     "平均要用 n log n 步，最坏的情况下要用 n 的平方步。归并排序总是先分成两半，分别排好以后"
@@ -94,6 +99,19 @@ def play(scheduler: Scheduler, prompt: Sequence[int], reply: Sequence[int], most
     return time.perf_counter() - began
 
 
+def decoded_by(peer: Engine, length: int) -> list[float]:
+    """Seconds that a token takes the peer, behind a prompt of some length."""
+    peer.call("prefill", length)
+    peer.call("decode", 1)
+    return [peer.call("decode", PEER_TOKENS) / PEER_TOKENS]
+
+
+def ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
+    """Theirs over ours of each round: median, least and most."""
+    each = sorted(other / mine for other, mine in zip(theirs, ours, strict=True))
+    return [round(value, 2) for value in (statistics.median(each), each[0], each[-1])]
+
+
 def main() -> None:
     """Measure and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -102,6 +120,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--most", type=int, default=7)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--settle", type=float, default=0, help="seconds before the first round")
+    parser.add_argument("--peer", action="store_true", help="llama.cpp, q8_0 or q4_0")
     arguments = parser.parse_args()
     config = attrs.evolve(Glm3Config(), num_layers=arguments.layers)
     tokenizer = load_tokenizer("tiny")
@@ -109,9 +129,13 @@ def main() -> None:
         name: (tokenizer.encode(prompt), tokenizer.encode(reply))
         for name, (prompt, reply) in texts().items()
     }
-    report: dict[str, object] = {"layers": arguments.layers, "bits": arguments.bits}
+    report: dict[str, Any] = {"layers": arguments.layers, "bits": arguments.bits}
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         write_ours(Path(folder) / "model", config, f"int{arguments.bits}")
+        peer = None
+        if arguments.peer:
+            write_gguf(Path(folder) / "peer", config, KINDS[f"q{arguments.bits}_0"])
+            peer = Engine("llama.cpp", Path(folder) / "peer")
         runtime = load_runtime(Path(folder) / "model")
         session = runtime.start_decode(slots=1, max_seq_length=2048)
         steps = 0
@@ -126,11 +150,14 @@ def main() -> None:
 
         session.prefill, session.decode = counted(session.prefill), counted(session.decode)  # type: ignore[method-assign]  # counts calls
         scheduler = Scheduler(session)
+        time.sleep(arguments.settle)
         for name, (prompt, reply) in pairs.items():
             play(scheduler, prompt, reply[:4], arguments.most)  # warms up
             found: dict[int, list[float]] = {0: [], arguments.most: []}
-            taken = {}
+            taken: dict[int, int] = {}
+            theirs: list[float] = []  # seconds a token
             for _ in range(arguments.rounds):
+                theirs += decoded_by(peer, len(prompt)) if peer else []
                 for most, seconds in found.items():
                     steps = -1  # the prompt's is none of the reply's
                     seconds.append(play(scheduler, prompt, reply, most))
@@ -142,8 +169,13 @@ def main() -> None:
                 "tokens/s": [round((len(reply) - 1) / each, 1) for each in (plain, guessing)],
                 "faster": round(plain / guessing, 2),
             }
+            if peer:
+                mine = [seconds / (len(reply) - 1) for seconds in found[arguments.most]]
+                report[name]["over llama.cpp"] = ratios(theirs, mine)
         scheduler.close()
         runtime.close()
+        if peer:
+            peer.close()
     print(json.dumps(report, indent=2, ensure_ascii=False))
 
 

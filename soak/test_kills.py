@@ -270,10 +270,11 @@ def test_a_finetune_run_ends_with_the_same_losses(model: Path, tmp_path: Path, t
         store = checkpoint_store(str(folder))
         for uri in (*store.list(str(folder)), *store.list(f"{folder}/checkpoints")):
             store.open(uri).verify()
-        if (folder / "result").exists():  # killed after it was published
-            ended += 1
-        else:
+        resumed = not (folder / "result").exists()
+        if resumed:
             run("finetune", options(str(turn), resume=True))
+        else:  # killed after it was published
+            ended += 1
         found = figures(folder)
         assert [row["step"] for row in found] == [row["step"] for row in expected], at
         for before, after in zip(expected, found, strict=True):
@@ -284,7 +285,8 @@ def test_a_finetune_run_ends_with_the_same_losses(model: Path, tmp_path: Path, t
         for name, value in result(folder).items():
             np.testing.assert_allclose(value, weights[name], atol=1e-6)
         leftovers = {path.name for path in folder.rglob(".*")}
-        assert not leftovers, (at, leftovers)
+        # A run that was killed while it removed its last checkpoint has nothing to go on with.
+        assert not leftovers or not resumed, (at, leftovers)
         shutil.rmtree(folder)
     print(f"{told(turn + 1, counts)}; {ended} after the result was published")
 

@@ -18,6 +18,7 @@ import random
 import re
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,10 @@ def main() -> None:
         crowd = Crowd(service, turns)
         before = figures()
         crowd.run()
+        # A cancelled reply's slot is free with the step under way.
+        deadline = time.monotonic() + 10
+        while service.load.busy and time.monotonic() < deadline:
+            time.sleep(0.01)
         load = service.load
         print(
             json.dumps(

@@ -114,6 +114,7 @@ def unpublish(path: Path) -> None:
         os.rename(path, trash)
         sync_directory(path.parent)
         remove(trash)
+    _tidy(path)  # of a run that ends here, nobody writes beside it again
 
 
 def remove(directory: Path) -> None:
