@@ -170,6 +170,19 @@ def test_a_run_that_was_stopped_is_resumed_with_the_same_figures(
         assert one.read_bytes() == other.read_bytes(), name
 
 
+def test_what_was_being_removed_when_a_run_was_killed_goes_with_the_next_start(
+    loaded: list[TableRuntime], settings: dict[str, Any]
+) -> None:
+    settings = {**settings, "checkpoints": {"every": 1000}}  # none but where it is stopped
+    run = load_finetune(settings)
+    run.run(**stopping_after(2))
+    left = Path(run.output.folder, "checkpoints", ".step-00000001.tmp-1-0123abcd")
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    assert load_finetune(settings).run(resume=True).finished
+    assert not left.exists()
+
+
 def test_a_resumed_run_drops_what_was_recorded_after_its_checkpoint(
     loaded: list[TableRuntime], settings: dict[str, Any], tmp_path: Path
 ) -> None:

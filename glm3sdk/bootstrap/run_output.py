@@ -25,6 +25,7 @@ from glm3sdk.adapters.storage.file_lock import take_lock
 from glm3sdk.adapters.storage.local import local_path
 from glm3sdk.adapters.storage.retried_blobs import RetriedBlobs
 from glm3sdk.adapters.storage.transfer import download
+from glm3sdk.adapters.storage.whole_directory import tidy
 from glm3sdk.adapters.storage.whole_file import whole_file
 from glm3sdk.adapters.storage.write_failure import writing
 from glm3sdk.bootstrap.storage import (
@@ -103,6 +104,9 @@ class RunOutput:
             self.folder.mkdir(parents=True, exist_ok=True)
         if self.is_local:
             self._require_free(resume=resume)
+            # A run that was killed while it removed a checkpoint may write no other one.
+            with suppress(FileNotFoundError):
+                tidy(self.folder / CHECKPOINTS)
             yield
             return
         with writing(self.folder):

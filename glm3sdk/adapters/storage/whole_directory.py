@@ -114,7 +114,25 @@ def unpublish(path: Path) -> None:
         os.rename(path, trash)
         sync_directory(path.parent)
         remove(trash)
-    _tidy(path)  # of a run that ends here, nobody writes beside it again
+
+
+def tidy(parent: Path, *, name: str | None = None) -> None:
+    """Remove what killed processes left in a directory, and give back what they moved away.
+
+    Args:
+        parent: the directory in which they published.
+        name: only what bore this name there; None for all.
+    """
+    for entry in sorted(os.listdir(parent)):
+        match = _HIDDEN.fullmatch(entry)
+        if match and name in (None, match["name"]):
+            try:
+                if match["kind"] == "tmp":
+                    _remove_abandoned(parent / entry)
+                else:
+                    _settle(parent / entry, parent / match["name"])
+            except OSError as exc:
+                _log.warning("cannot tidy up %s: %s", parent / entry, exc)
 
 
 def remove(directory: Path) -> None:
@@ -203,22 +221,12 @@ def _claim(path: Path) -> tuple[Path, int]:
 
 
 def _tidy(path: Path) -> None:
-    """Remove what killed processes left beside `path`, and give back what they moved away.
+    """Remove what killed processes left beside `path`.
 
     Within a published directory that is what bore its name: there the processes of several hosts
     write at once, and not every file system has locks that reach from one to another.
     """
-    parent, shared = path.parent, is_published(path.parent)
-    for entry in sorted(os.listdir(parent)):
-        match = _HIDDEN.fullmatch(entry)
-        if match and (not shared or match["name"] == path.name):
-            try:
-                if match["kind"] == "tmp":
-                    _remove_abandoned(parent / entry)
-                else:
-                    _settle(parent / entry, parent / match["name"])
-            except OSError as exc:
-                _log.warning("cannot tidy up %s: %s", parent / entry, exc)
+    tidy(path.parent, name=path.name if is_published(path.parent) else None)
 
 
 def _remove_abandoned(directory: Path) -> None:
