@@ -13,23 +13,16 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from timing import seconds
 from torch_glm3 import TorchGlm3
 
 from glm3sdk import Glm3Config, load_runtime
 from glm3sdk.testing import write_random_checkpoint
-
-
-def seconds(action: Callable[[], object]) -> float:
-    """Time one call."""
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
 
 
 def main() -> None:

@@ -5,7 +5,7 @@
 The weights are random and the replies are written down: each step reads and multiplies what it
 would with the published model, and then the next token of the reply is taken. So the reply
 alone decides what guesses are worth. SCRATCH is a directory for the model's file, which is
-removed: 6.4 GB for all 28 layers in 8 bits, 3.5 GB in 4. With --peer (and as much again of
+removed: 6.7 GB for all 28 layers in 8 bits, 3.6 GB in 4. With --peer (and as much again of
 SCRATCH, and the environment of README.md) llama.cpp decodes a sequence of the same length in
 every round, without guesses. Prints one JSON object; what counts are the ratios, since a
 machine's bandwidth swings from hour to hour.

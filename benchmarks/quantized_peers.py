@@ -260,10 +260,8 @@ class ChatGlmCpp:
         self.pipeline, self.ids = Pipeline(path, length), []
         self.options = GenerationConfig(max_length=length, do_sample=False)
 
-    def prefill(self, tokens: int, kept: int = 0) -> None:
-        """Read a prompt of which so many tokens are held already."""
-        if kept:
-            raise NotImplementedError("chatglm.cpp reads behind what it holds one token at a time")
+    def prefill(self, tokens: int) -> None:
+        """Read a prompt from its beginning: behind what is held it reads one token at a time."""
         self.ids = [at % 1000 + 3 for at in range(tokens)]
         self.pipeline.model.generate_next_token(self.ids, None, self.options, 0, tokens)
 

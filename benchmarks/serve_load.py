@@ -139,10 +139,8 @@ def main() -> None:
         server.terminate()
         code = server.wait(timeout=60)
     report(warm, "warm-up", warm_took)
-    # Before and after, because a machine's speed drifts.
-    report(one, "one client", one_took)
-    report(again, "one client again", again_took)
-    alone = (one.tokens + again.tokens) / (one_took + again_took)
+    # The better of two, because a machine's speed swings.
+    alone = max(report(one, "one client", one_took), report(again, "one client again", again_took))
     together = report(many, f"{given.clients} clients", took)
     print(f"together / alone: {together / alone:.2f} (wanted: {given.wanted})")
     print("memory at each quarter, MiB:", " ".join(f"{each:.0f}" for each in memory))

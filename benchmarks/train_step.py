@@ -13,12 +13,12 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from timing import seconds
 from torch_glm3 import TorchTraining
 
 from glm3sdk import Glm3Config, load_runtime
@@ -28,13 +28,6 @@ from glm3sdk.testing import write_random_checkpoint
 
 RATE = 1e-4
 PLANS = {"full": None, "lora": Lora(rank=8, alpha=32.0, dropout=0.0)}
-
-
-def seconds(action: Callable[[], object]) -> float:
-    """Time one call."""
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
 
 
 def main() -> None:

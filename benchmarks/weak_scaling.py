@@ -18,13 +18,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 import numpy as np
+from timing import seconds
 
 from glm3sdk import Glm3Config
 from glm3sdk.domain.communication import Collectives, StepLoad, sent_bytes, step_collectives
@@ -122,13 +122,12 @@ def train(arguments: argparse.Namespace, case: Case) -> None:
     for _ in range(arguments.accumulate):
         ids = rng.integers(0, arguments.vocab, (load.batch_size, arguments.length + 1))
         batches.append(TokenBatch(ids[:, :-1], ids[:, 1:].copy()))
-    seconds = []
-    for _ in range(arguments.warm_up + arguments.steps):
-        started = time.perf_counter()
-        session.train_step(batches, learning_rate=RATE)
-        seconds.append(time.perf_counter() - started)
+    times = [
+        seconds(lambda: session.train_step(batches, learning_rate=RATE))
+        for _ in range(arguments.warm_up + arguments.steps)
+    ]
     if rank == 0:
-        arguments.out.write_text(json.dumps(seconds[arguments.warm_up :]), encoding="utf-8")
+        arguments.out.write_text(json.dumps(times[arguments.warm_up :]), encoding="utf-8")
     session.close()
     runtime.close()
     topology.finalize()
@@ -152,8 +151,8 @@ def launched(arguments: argparse.Namespace, case: str, folder: Path) -> list[flo
     )
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
-    seconds: list[float] = json.loads(out.read_text(encoding="utf-8"))
-    return seconds
+    times: list[float] = json.loads(out.read_text(encoding="utf-8"))
+    return times
 
 
 def report(arguments: argparse.Namespace, times: Mapping[str, list[float]]) -> dict[str, Any]:

@@ -20,25 +20,17 @@ import pytest
 from servers.model_sources import source
 from servers.obs_stores import without_settings
 from servers.s3_double import ACCESS_KEY, SECRET_KEY, S3Double
+from small_model import SMALL
 
-from glm3sdk import Glm3Config
+from glm3sdk import load_finetune
 from glm3sdk.bootstrap.cached import cached_models
 from glm3sdk.bootstrap.models import model_directory, open_model
 from glm3sdk.bootstrap.storage import checkpoint_store
+from glm3sdk.errors import UserError
 from glm3sdk.testing import write_random_checkpoint
 
 LONG, SHORT = 20, 3
 REPOSITORY = Path(__file__).resolve().parents[1]
-SMALL = Glm3Config(
-    num_layers=1,
-    hidden_size=32,
-    ffn_hidden_size=48,
-    num_attention_heads=2,
-    kv_channels=16,
-    multi_query_group_num=1,
-    padded_vocab_size=2048,
-    seq_length=1024,
-)
 
 
 def run(operation: str, options: Mapping[str, Any], kind: str = "calls", number: int = 0) -> Any:
@@ -270,11 +262,12 @@ def test_a_finetune_run_ends_with_the_same_losses(model: Path, tmp_path: Path, t
         store = checkpoint_store(str(folder))
         for uri in (*store.list(str(folder)), *store.list(f"{folder}/checkpoints")):
             store.open(uri).verify()
-        resumed = not (folder / "result").exists()
-        if resumed:
+        if not (folder / "result").exists():
             run("finetune", options(str(turn), resume=True))
-        else:  # killed after it was published
+        else:  # killed after it was published: a start is refused, and tidies up
             ended += 1
+            with pytest.raises(UserError, match="holds a finished run"):
+                load_finetune(options(str(turn))["config"]).run()
         found = figures(folder)
         assert [row["step"] for row in found] == [row["step"] for row in expected], at
         for before, after in zip(expected, found, strict=True):
@@ -285,8 +278,7 @@ def test_a_finetune_run_ends_with_the_same_losses(model: Path, tmp_path: Path, t
         for name, value in result(folder).items():
             np.testing.assert_allclose(value, weights[name], atol=1e-6)
         leftovers = {path.name for path in folder.rglob(".*")}
-        # A run that was killed while it removed its last checkpoint has nothing to go on with.
-        assert not leftovers or not resumed, (at, leftovers)
+        assert not leftovers, (at, leftovers)
         shutil.rmtree(folder)
     print(f"{told(turn + 1, counts)}; {ended} after the result was published")
 

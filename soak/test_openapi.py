@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from schemathesis import GenerationMode, checks
 
 from glm3sdk.server import Listener
-from soak.fuzz_targets import application
+from soak.fuzz_messages import application
 
 LONG, SHORT = 1500, 60
 PATHS = (

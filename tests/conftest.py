@@ -15,6 +15,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Compiled graphs of the tests stay in the repository; a cache of the user's is not touched.
 os.environ.setdefault("GLM3SDK_CACHE_DIR", str(REPOSITORY / ".pytest_cache" / "glm3sdk"))
 
+# MindSpore reads it when it is imported, and a test may do that before the SDK, which sets it too.
+# What a process without it prints: test_a_process_of_a_reader_s_own_warns_of_nothing.
+os.environ.setdefault("GLOG_v", "3")
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,3 +45,20 @@ class TableRuntime:
 
     def close(self) -> None:
         pass
+
+
+def table_run(folder: Path) -> dict[str, Any]:
+    """Settings of a run over 6 records of `folder`, evaluated every third step."""
+    data = folder / "records.jsonl"
+    records = [{"content": f"第{i}个问题", "summary": "你好" * (i + 1)} for i in range(6)]
+    data.write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
+    read = {"path": str(data), "format": "adgen-chat", "max_seq_length": 32}
+    return {
+        "output": str(folder / "run"),
+        "train_data": read,
+        "eval_data": read,
+        "evaluation": {"every": 3},
+        "training": {"epochs": 2, "batch_size": 2},
+        "schedule": {"learning_rate": 0.1},
+        "checkpoints": {"every": 2, "keep": 2},
+    }

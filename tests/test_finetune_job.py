@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 from memory_storage import register_blobs
 from services.shared_table import Board, SharedTable, spread_over
-from table_runtime import VOCAB, TableRuntime, folded
+from table_runtime import VOCAB, TableRuntime, folded, table_run
 
 from glm3sdk import FinetuneResult, load_finetune
 from glm3sdk.adapters.cluster.environment import RESTART
@@ -67,17 +66,10 @@ class SharedRuntime:
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, Any]:
     """A run of 6 steps over 6 records, of which an evaluation takes 5."""
-    data = tmp_path / "records.jsonl"
-    records = [{"content": f"第{i}个问题", "summary": "你好" * (i + 1)} for i in range(6)]
-    data.write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
-    read = {"path": str(data), "format": "adgen-chat", "max_seq_length": 32}
     return {
-        "output": str(tmp_path / "run"),
-        "train_data": read,
-        "eval_data": read,
+        **table_run(tmp_path),
         "evaluation": {"every": 3, "max_records": 5},
         "training": {"epochs": 2, "batch_size": 1, "accumulate": 2},
-        "schedule": {"learning_rate": 0.1},
         "checkpoints": {"every": 2, "keep": 1},
     }
 
@@ -171,7 +163,9 @@ def test_a_job_that_was_started_again_resumes_and_does_not_begin_a_finished_run_
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together(settings, stop_at=3)
-    with pytest.raises(InvalidCheckpointError, match=r"stored by several ranks.*checkpoint merge"):
+    with pytest.raises(
+        InvalidCheckpointError, match=r"several ranks.*checkpoint merge \S+ merged .* --to hf"
+    ):
         open_model(settings["output"])
     with pytest.raises((UserError, RuntimeFailureError), match="resume it"):
         together(settings)
@@ -184,6 +178,12 @@ def test_a_job_that_was_started_again_resumes_and_does_not_begin_a_finished_run_
     again = together(settings)
     assert [(result.step, result.finished) for result in again] == [(STEPS, True)] * 2
     assert (Path(settings["output"]) / "result" / "manifest.json").stat().st_mtime_ns == written
+
+
+def test_an_adapter_in_parts_is_not_said_to_merge_into_a_model(settings: dict[str, Any]) -> None:
+    together({**settings, "lora": {"rank": 2}}, stop_at=3)
+    with pytest.raises(InvalidCheckpointError, match=r"several ranks.*resume the run to its end$"):
+        open_model(settings["output"])
 
 
 def test_room_is_asked_for_what_all_ranks_store(

@@ -14,7 +14,7 @@ import attrs
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from table_runtime import VOCAB, TableRuntime
+from table_runtime import VOCAB, TableRuntime, table_run
 
 from glm3sdk import (
     CheckpointSaved,
@@ -62,19 +62,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[TableRuntime]:
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, Any]:
     """A run of 6 steps over 6 records that evaluates and keeps checkpoints."""
-    data = tmp_path / "records.jsonl"
-    records = [{"content": f"第{i}个问题", "summary": "你好" * (i + 1)} for i in range(6)]
-    data.write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
-    read = {"path": str(data), "format": "adgen-chat", "max_seq_length": 32}
-    return {
-        "output": str(tmp_path / "run"),
-        "train_data": read,
-        "eval_data": read,
-        "evaluation": {"every": 3},
-        "training": {"epochs": 2, "batch_size": 2},
-        "schedule": {"learning_rate": 0.1},
-        "checkpoints": {"every": 2, "keep": 2},
-    }
+    return table_run(tmp_path)
 
 
 def changed(settings: dict[str, Any], key: str, value: object) -> dict[str, Any]:
@@ -181,6 +169,38 @@ def test_what_was_being_removed_when_a_run_was_killed_goes_with_the_next_start(
     (left / "model.safetensors").write_bytes(b"half")
     assert load_finetune(settings).run(resume=True).finished
     assert not left.exists()
+
+
+def test_what_a_finished_run_left_when_it_was_killed_goes_where_another_start_is_refused(
+    loaded: list[TableRuntime], settings: dict[str, Any]
+) -> None:
+    load_finetune(settings).run()
+    output = Path(settings["output"])
+    before = set(output.rglob("*"))
+    left = output / "checkpoints" / ".step-00000001.tmp-1-0123abcd"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    (output / ".loss.png.0123abcd.part").write_bytes(b"half")
+    foreign = output / ".notes.txt.0123abcd.part"
+    foreign.write_bytes(b"not the run's")
+    with pytest.raises(UserError, match="holds a finished run"):
+        load_finetune(settings).run()
+    assert set(output.rglob("*")) == before | {foreign}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_processes_do_not_train_one_run_at_once(
+    loaded: list[TableRuntime], settings: dict[str, Any], resume: bool
+) -> None:
+    part = Path(settings["output"], ".metrics.csv.0123abcd.part")  # which the first one writes
+
+    def start_another(_: object) -> None:
+        part.write_bytes(b"half")
+        with pytest.raises(UserError, match="another process of this machine trains"):
+            load_finetune(settings).run(resume=resume)
+        assert part.exists()
+
+    assert load_finetune(settings).run(on_event=start_another).finished
 
 
 def test_a_resumed_run_drops_what_was_recorded_after_its_checkpoint(

@@ -339,7 +339,6 @@ def test_what_others_put_beside_a_run_is_not_fetched(
 
     load_finetune(settings).run(resume=True, on_event=look)
     assert {name for name in fetched if "tfevents" not in name} == {
-        ".lock",
         "config.yaml",
         "metrics.csv",
         "tensorboard",

@@ -148,11 +148,15 @@ def _require_whole(path: Path) -> None:
     """Refuse a checkpoint of a run whose tensors lie beside it, in the parts of several ranks."""
     parts = path.parent.parent / SHARDS / path.name
     if path.parent.name == CHECKPOINTS and parts.is_dir():
-        raise InvalidCheckpointError(
-            f"{path} was stored by several ranks, each a part, and is no model yet: resume the run "
-            f"to its end, or put the parts together with `glm3 checkpoint merge {parts} "
-            f"merged.safetensors --strategy {parts / STRATEGY_FILE}`"
-        )
+        message = f"{path} was stored by several ranks, each a part, and is no model yet: resume "
+        message += "the run to its end"
+        if not (path / ADAPTER_CONFIG).is_file():
+            message += (
+                f", or put the parts together with `glm3 checkpoint merge {parts} merged "
+                f"--strategy {parts / STRATEGY_FILE} --to hf --config {path}`, and copy its "
+                "tokenizer.model there"
+            )
+        raise InvalidCheckpointError(message)
 
 
 def _base_of(adapter: Path, name: str) -> Path:

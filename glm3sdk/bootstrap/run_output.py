@@ -21,12 +21,12 @@ import attrs
 from glm3sdk.adapters.cache_folder import scratch_folder
 from glm3sdk.adapters.metrics.plot import plot_metrics
 from glm3sdk.adapters.storage.blob_checkpoints import BlobCheckpointStore
-from glm3sdk.adapters.storage.file_lock import take_lock
+from glm3sdk.adapters.storage.file_lock import lock_directory
 from glm3sdk.adapters.storage.local import local_path
 from glm3sdk.adapters.storage.retried_blobs import RetriedBlobs
 from glm3sdk.adapters.storage.transfer import download
 from glm3sdk.adapters.storage.whole_directory import tidy
-from glm3sdk.adapters.storage.whole_file import whole_file
+from glm3sdk.adapters.storage.whole_file import tidy_parts, whole_file
 from glm3sdk.adapters.storage.write_failure import writing
 from glm3sdk.bootstrap.storage import (
     LOCAL_SCHEME,
@@ -53,7 +53,6 @@ METRICS_FILE = "metrics.csv"
 PLOT_FILE = "loss.png"
 TENSORBOARD_DIRECTORY = "tensorboard"
 
-_LOCK_FILE = ".lock"
 
 _log = logging.getLogger(__name__)
 
@@ -102,18 +101,13 @@ class RunOutput:
         """
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        if self.is_local:
-            self._require_free(resume=resume)
-            # A run that was killed while it removed a checkpoint may write no other one.
-            with suppress(FileNotFoundError):
-                tidy(self.folder / CHECKPOINTS)
-            yield
-            return
         with writing(self.folder):
-            lock = take_lock(self.folder / _LOCK_FILE, wait=False)
+            lock = lock_directory(self.folder)
         if lock is None:
             raise UserError(f"another process of this machine trains {self.uri}; let it end first")
         try:
+            with writing(self.folder):
+                self._tidy()
             self._require_free(resume=resume)
             self._fetch()
             yield
@@ -168,6 +162,13 @@ class RunOutput:
             return str(path) if path.exists() else None
         uri = f"{self.uri}/{name}"
         return uri if self.blobs.stat(uri) else None
+
+    def _tidy(self) -> None:
+        """Remove what a killed process left; also of a finished run, which nothing writes again."""
+        tidy_parts(self.folder, (CONFIG_COPY, METRICS_FILE, PLOT_FILE))
+        # A run that was killed while it removed a checkpoint may write no other one.
+        with suppress(FileNotFoundError):
+            tidy(self.folder / CHECKPOINTS)
 
     def _require_free(self, *, resume: bool) -> None:
         """Refuse to write over another run."""

@@ -10,13 +10,12 @@ import click
 from glm3sdk.cli.completing import complete_tool
 from glm3sdk.cli.constraints import constraint_options, naming, read_constraint
 from glm3sdk.cli.generation import generation_config, generation_options, usage_json
-from glm3sdk.cli.input import read_json_list, read_stdin, stdin_is_terminal
+from glm3sdk.cli.input import read_stdin, stdin_is_terminal
 from glm3sdk.cli.loading import Loaders, loaded_service, model_options
 from glm3sdk.cli.screen import Screen, cut_note
 from glm3sdk.domain.chat import CodeCell, MalformedToolCall, Message, Reply, ToolCall, ToolSpec
-from glm3sdk.domain.history import read_tools
 from glm3sdk.domain.replies import INTERPRETER
-from glm3sdk.errors import InvalidMessageError, InvalidToolError
+from glm3sdk.errors import InvalidMessageError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -107,7 +106,9 @@ def chat(
     known = _load_tools(tool_names)
     history, tools = _beginning(system, history_file)
     if tools_file is not None:
-        tools = _read_tools(tools_file)
+        from glm3sdk.cli.conversation_file import read_tools_file
+
+        tools = read_tools_file(tools_file)
     if known:
         tools = tuple(each.spec for each in known.values())
     if message is None and not converses:
@@ -173,13 +174,6 @@ def _check(message: str) -> None:
     if not message.strip():
         raise InvalidMessageError("the message is empty; pass MSG or write it to standard input")
     Message.user(message)
-
-
-def _read_tools(path: str) -> tuple[ToolSpec, ...]:
-    try:
-        return read_tools(read_json_list(path, "tools"))
-    except InvalidToolError as exc:
-        raise InvalidToolError(f"{path}: {exc}") from exc
 
 
 def _load_tools(names: tuple[str, ...]) -> dict[str, Tool]:

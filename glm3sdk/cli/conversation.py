@@ -9,7 +9,7 @@ import click
 
 from glm3sdk.cli.failures import error_line
 from glm3sdk.cli.line_input import read_message
-from glm3sdk.cli.screen import Screen
+from glm3sdk.cli.screen import Screen, show_note
 from glm3sdk.cli.slash_commands import run_command
 from glm3sdk.domain.chat import Delta, Message, Reply, Role, ToolSpec
 from glm3sdk.errors import Glm3Error, UserError
@@ -73,7 +73,7 @@ class Conversation:
         if first is not None:
             self._exchange(first)
         if self._attended:
-            _note("(Ctrl-C stops a reply; Ctrl-D or /quit ends; /help tells more)")
+            show_note("(Ctrl-C stops a reply; Ctrl-D or /quit ends; /help tells more)")
         with contextlib.suppress(EOFError):
             while True:
                 self._take(self._asked("> "))
@@ -139,14 +139,14 @@ class Conversation:
             # What was said stands; a message that got no answer was not asked.
             said = screen.said.strip()
             self.history = (*asked, Message.assistant(said)) if said else before
-            _note("(stopped)")
+            show_note("(stopped)")
             return None
         except Glm3Error:
             screen.end_line()
             raise
         self.history = reply.history
         if note := self._note_of(reply):
-            _note(f"({note})")
+            show_note(f"({note})")
         return reply
 
     def _observed(self, reply: Reply, asked: int, rounds: int) -> _History:
@@ -172,7 +172,7 @@ class Conversation:
             Screen().interrupted()
             if not self._attended:
                 raise
-            _note("(stopped)")
+            show_note("(stopped)")
             return ()
 
     def _asked(self, prompt: str) -> str:
@@ -184,7 +184,7 @@ class Conversation:
                 if warned or not self._attended:
                     raise
                 warned = True
-                _note("(Ctrl-C again or Ctrl-D ends)")
+                show_note("(Ctrl-C again or Ctrl-D ends)")
                 continue
             if text.strip() == "/quit":
                 raise EOFError
@@ -205,7 +205,3 @@ def show_observations(messages: _History, start: int) -> _History:
         if message.role is Role.OBSERVATION:
             screen.show_observation(message.content)
     return messages
-
-
-def _note(text: str) -> None:
-    click.secho(text, dim=True, err=True)

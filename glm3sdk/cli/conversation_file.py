@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glm3sdk.cli.input import read_json
+from glm3sdk.cli.input import read_json, read_json_list
 from glm3sdk.domain.chat import Message, ToolSpec
 from glm3sdk.domain.history import read_history, read_tools
 from glm3sdk.errors import InvalidMessageError, InvalidToolError, UserError
@@ -37,6 +37,18 @@ def read_conversation(path: str) -> tuple[tuple[Message, ...], tuple[ToolSpec, .
         return read_history(value), read_tools(described)
     except (InvalidMessageError, InvalidToolError) as exc:
         raise type(exc)(f"{path}: {exc}") from exc
+
+
+def read_tools_file(path: str) -> tuple[ToolSpec, ...]:
+    """Read a JSON list of tools.
+
+    Raises:
+        UserError: the file cannot be read or holds none; the message names the file.
+    """
+    try:
+        return read_tools(read_json_list(path, "tools"))
+    except InvalidToolError as exc:
+        raise InvalidToolError(f"{path}: {exc}") from exc
 
 
 def write_conversation(

@@ -82,6 +82,19 @@ def _file_options(command: _Command) -> _Command:
     return command
 
 
+def _output(metavar: str) -> Callable[[_Command], _Command]:
+    return click.option(
+        "-o",
+        "--output",
+        "--out",
+        "output",
+        required=True,
+        type=click.Path(),
+        metavar=metavar,
+        help="The file to write.",
+    )
+
+
 @dataset.command()
 @_file_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -119,16 +132,7 @@ def inspect(
 
 @dataset.command()
 @_file_options
-@click.option(
-    "-o",
-    "--output",
-    "--out",
-    "output",
-    required=True,
-    type=click.Path(),
-    metavar="FILE.npz",
-    help="The file to write.",
-)
+@_output("FILE.npz")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.make_pass_decorator(Loaders, ensure=True)
 def encode(
@@ -147,7 +151,7 @@ def encode(
 
     \b
     Example:
-      glm3 dataset encode train.jsonl --format multiturn --tokenizer tiny \\
+      glm3 dataset encode train.jsonl --format multiturn --tokenizer tiny \
         --max-seq-length 256 -o train.npz
     """
     from glm3sdk.adapters.storage.jsonl import JsonLinesFile
@@ -173,16 +177,7 @@ def encode(
 
 @dataset.command("format-tool-alpaca")
 @click.argument("file", type=click.Path())
-@click.option(
-    "-o",
-    "--output",
-    "--out",
-    "output",
-    required=True,
-    type=click.Path(),
-    metavar="FILE.jsonl",
-    help="The file to write.",
-)
+@_output("FILE.jsonl")
 @click.option(
     "--tokenizer",
     "tokenizer_path",

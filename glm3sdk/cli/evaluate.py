@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -14,6 +13,7 @@ import click
 from glm3sdk.cli.completing import complete_config, complete_model, complete_runtime
 from glm3sdk.cli.finetune import ConfigMistake
 from glm3sdk.cli.loading import RUNTIME_HELP
+from glm3sdk.cli.progress import is_terminal
 from glm3sdk.errors import InvalidRunConfigError
 
 if TYPE_CHECKING:  # they import numpy, and `glm3 --help` is to be quick
@@ -30,7 +30,7 @@ _KEYS = {
     "model": "model.path",
     "runtime": "runtime.name",
     "data": "eval_data.path",
-    "layout": "eval_data.format",
+    "format": "eval_data.format",
     "columns": "eval_data.columns",
     "max_source_length": "eval_data.max_source_length",
     "max_target_length": "eval_data.max_target_length",
@@ -72,6 +72,7 @@ def from_config(
     *,
     given: Mapping[str, Any],
     otherwise: Mapping[str, Any],
+    options: Mapping[str, str],
 ) -> _Value:
     """Load from a configuration that options change, or from the options alone.
 
@@ -81,6 +82,7 @@ def from_config(
         overrides: `--set`; they come last.
         given: values of the options, by dotted key.
         otherwise: values where there is no configuration.
+        options: what problems are called by then, by dotted key.
     """
     try:
         if config is not None:
@@ -94,7 +96,11 @@ def from_config(
             (tree.setdefault(section, {}) if section else tree)[name] = value
         return load(tree)
     except InvalidRunConfigError as exc:
-        raise ConfigMistake(exc) from exc
+        problems = exc.problems
+        if config is None:
+            named = (each._replace(key=options.get(each.key, each.key)) for each in problems)
+            problems = tuple(dict.fromkeys(named))  # an option may set two keys
+        raise ConfigMistake(InvalidRunConfigError(problems)) from exc
 
 
 @click.command()
@@ -108,7 +114,7 @@ def from_config(
 )
 @click.option("--runtime", metavar="NAME", shell_complete=complete_runtime, help=RUNTIME_HELP)
 @click.option("--data", type=click.Path(), metavar="FILE", help="A JSON Lines file.")
-@click.option("--format", "layout", type=click.Choice(_FORMATS), help="[default: multiturn]")
+@click.option("--format", type=click.Choice(_FORMATS), help="[default: multiturn]")
 @click.option("--columns", nargs=2, metavar="SOURCE TARGET", help="Keys of the adgen formats.")
 @click.option("--max-source-length", type=click.IntRange(max=2**20), metavar="S", help="For adgen.")
 @click.option("--max-target-length", type=click.IntRange(max=2**20), metavar="T", help="For adgen.")
@@ -180,6 +186,7 @@ def evaluate(
             "training.batch_size": _BATCH_SIZE,
             "generation.batch_size": _BATCH_SIZE,
         },
+        options={key: f"--{name.replace('_', '-')}" for name, key in _KEYS.items()},
     )
     _show_data(evaluation)
     written = nullcontext(_ignore) if predictions is None else _predictions(Path(predictions))
@@ -242,7 +249,7 @@ def counter() -> Iterator[Callable[[int, int, str], None]]:
     Yields:
         A function of how many are done, how many there are, and what they are.
     """
-    if sys.stderr is None or not sys.stderr.isatty():
+    if not is_terminal():
         yield _lines()
         return
     from rich.console import Console

@@ -60,6 +60,9 @@ class ReportingGroup(click.Group):
             if exc.errno == errno.EPIPE:  # a reader that leaves; click ends the program quietly
                 raise
             raise system_failure(exc) from exc
+        except MemoryError as exc:
+            words = str(exc) or "ask for less at once"
+            raise Failure(Glm3Error(f"not enough memory: {words}")) from exc
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
 

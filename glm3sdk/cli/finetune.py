@@ -8,7 +8,6 @@ import math
 import queue
 import shlex
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -19,6 +18,7 @@ import click
 
 from glm3sdk.cli.completing import complete_config
 from glm3sdk.cli.interrupts import INTERRUPTED
+from glm3sdk.cli.progress import is_terminal
 from glm3sdk.errors import InvalidRunConfigError
 
 if TYPE_CHECKING:  # they import numpy, and `glm3 --help` is to be quick
@@ -290,7 +290,7 @@ class _Pace:
 def _view(run: Finetune) -> _View:
     if not run.leads:
         return _Silent()
-    return _Bar(run.total_steps) if _is_terminal() else _Lines(run.config.training.log_every)
+    return _Bar(run.total_steps) if is_terminal() else _Lines(run.config.training.log_every)
 
 
 def _line(event: FinetuneEvent) -> str:
@@ -305,10 +305,6 @@ def _line(event: FinetuneEvent) -> str:
 
 def _skipped(event: StepDone) -> str:
     return f"skipped, the gradient overflowed at loss scale {event.loss_scale:g}"
-
-
-def _is_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _show_preflight(run: Finetune) -> None:

@@ -23,6 +23,12 @@ if TYPE_CHECKING:  # they import numpy, and `glm3 --help` is to be quick
     from glm3sdk.services.chat import Glm3Service
 
 _DEFAULT = ParameterSource.DEFAULT
+# Keys of a run configuration that have an option of another name.
+_OPTIONS = {
+    "model.path": "--model",
+    "runtime.name": "--runtime",
+    "generation.max_length": "--max-seq-length",
+}
 _WRITTEN_NEWLINE = re.compile(r"(<\|(?:system|user|assistant|observation)\|> *)\\n")
 
 
@@ -83,7 +89,8 @@ def generate(
     from glm3sdk.bootstrap.prediction import load_predictor
 
     stop = generation.pop("stop")
-    is_default = click.get_current_context().get_parameter_source("model") is _DEFAULT
+    ctx = click.get_current_context()
+    is_default = ctx.get_parameter_source("model") is _DEFAULT
     predictor = from_config(
         partial(load_predictor, stop=stop),
         config,
@@ -96,6 +103,7 @@ def generate(
         ),
         # As a prompt without a configuration: what the options' help says.
         otherwise={"mode": "predict", "generation.do_sample": True},
+        options=_OPTIONS | {f"generation.{each.name}": each.opts[0] for each in ctx.command.params},
     )
     if prompt is not None:
         predictor.model.check(prompt)

@@ -19,6 +19,14 @@ if TYPE_CHECKING:  # they import numpy, and `glm3 --help` is to be quick
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+
+class _Path(click.Path):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not value:  # a variable that is not set, and no wish for the current directory
+            self.fail("'' is no path; pass one", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 _check_replicas = click.option(
     "--check-replicas",
     is_flag=True,
@@ -31,12 +39,12 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 
 
 @click.command()
-@click.argument("source", metavar="SRC", type=click.Path())
-@click.argument("out", metavar="DST", type=click.Path())
+@click.argument("source", metavar="SRC", type=_Path())
+@click.argument("out", metavar="DST", type=_Path())
 @click.option(
     "--strategy",
     required=True,
-    type=click.Path(),
+    type=_Path(),
     metavar="PATH",
     help="The run's strategy file, or the directory of its stages' files.",
 )
@@ -47,7 +55,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 )
 @click.option(
     "--config",
-    type=click.Path(),
+    type=_Path(),
     metavar="PATH|PRESET",
     shell_complete=complete_model_or_file,
     help="The model's config.json, for --to hf where SRC has none.",
@@ -101,19 +109,19 @@ def merge(
 
 
 @click.command()
-@click.argument("source", metavar="SRC", type=click.Path())
-@click.argument("out", metavar="DST", type=click.Path())
+@click.argument("source", metavar="SRC", type=_Path())
+@click.argument("out", metavar="DST", type=_Path())
 @click.option(
     "--strategy",
     required=True,
-    type=click.Path(),
+    type=_Path(),
     metavar="PATH",
     help="The strategy file, or directory of files, to split it by.",
 )
 @click.option(
     "--src-strategy",
     "source_strategy",
-    type=click.Path(),
+    type=_Path(),
     metavar="PATH",
     help="The strategy of the run that wrote a sharded SRC.",
 )
@@ -163,13 +171,13 @@ def split(
 )
 @click.option(
     "--src_ckpt_dir",
-    type=click.Path(),
+    type=_Path(),
     required=True,
     metavar="DIR",
     help="Holds rank_0, rank_1, ...",
 )
 @click.option(
-    "--dst_ckpt_dir", type=click.Path(), required=True, metavar="DIR", help="Must not be there yet."
+    "--dst_ckpt_dir", type=_Path(), required=True, metavar="DIR", help="Must not be there yet."
 )
 @_prefix
 @_json

@@ -6,6 +6,8 @@ import sys
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+import click
+
 from glm3sdk.domain.chat import (
     CodeCell,
     Completion,
@@ -110,6 +112,11 @@ def call_line(call: ToolCall | CodeCell | MalformedToolCall) -> str:
     if isinstance(call, CodeCell):
         return f"→ interpreter\n{call.code}"
     return f"→ a call that cannot be read ({call.reason}): {call.raw!r}"
+
+
+def show_note(text: str) -> None:
+    """Tell a person something beside the conversation."""
+    click.secho(text, dim=True, err=True)
 
 
 def cut_note(reply: Reply, config: GenerationConfig) -> str | None:

@@ -7,13 +7,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import attrs
-import click
 
-from glm3sdk.cli.conversation_file import read_conversation, write_conversation
-from glm3sdk.cli.input import read_json_list
+from glm3sdk.cli.conversation_file import read_conversation, read_tools_file, write_conversation
+from glm3sdk.cli.screen import show_note
 from glm3sdk.domain.chat import Message, Role
-from glm3sdk.domain.history import read_tools
-from glm3sdk.errors import InvalidToolError, UserError, unknown_name
+from glm3sdk.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
     from glm3sdk.cli.conversation import Conversation
@@ -49,39 +47,34 @@ def run_command(conversation: Conversation, line: str) -> None:
 
 def _help(_: Conversation, __: str) -> None:
     for name, command in COMMANDS.items():
-        _note(f"{f'{name} {command.argument}':18}{command.help}")
-    _note('A line that ends in \\ goes on, and lines between """ and """ are one message.')
-    _note("Ctrl-C stops a reply; Ctrl-D ends.")
+        show_note(f"{f'{name} {command.argument}':18}{command.help}")
+    show_note('A line that ends in \\ goes on, and lines between """ and """ are one message.')
+    show_note("Ctrl-C stops a reply; Ctrl-D ends.")
 
 
 def _system(conversation: Conversation, text: str) -> None:
     history = conversation.history
     opening = history[0] if history and history[0].role is Role.SYSTEM else None
     if not text:
-        _note("no system message" if opening is None else f"system: {opening.content}")
+        show_note("no system message" if opening is None else f"system: {opening.content}")
         return
     turns = history if opening is None else history[1:]
     if text == _OFF:
         conversation.history = turns
-        _note("no system message from here on")
+        show_note("no system message from here on")
         return
     message = Message.system(text, tools=() if opening is None else opening.tools)
     conversation.history = (message, *turns)
-    _note("the system message is set")
+    show_note("the system message is set")
 
 
 def _tools(conversation: Conversation, argument: str) -> None:
     if argument == _OFF:
         conversation.offer(())
     elif argument:
-        file = os.path.expanduser(argument)
-        try:
-            tools = read_tools(read_json_list(file, "tools"))
-        except InvalidToolError as exc:
-            raise InvalidToolError(f"{file}: {exc}") from exc
-        conversation.offer(tools)
+        conversation.offer(read_tools_file(os.path.expanduser(argument)))
     names = ", ".join(each.name for each in conversation.tools)
-    _note(f"tools: {names}" if names else "no tools")
+    show_note(f"tools: {names}" if names else "no tools")
 
 
 def _save(conversation: Conversation, argument: str) -> None:
@@ -93,7 +86,7 @@ def _save(conversation: Conversation, argument: str) -> None:
     )
     write_conversation(file, conversation.history, conversation.tools, replace=own)
     conversation.file = file
-    _note(f"saved {_messages(len(conversation.history))} to {file}")
+    show_note(f"saved {_messages(len(conversation.history))} to {file}")
 
 
 def _load(conversation: Conversation, argument: str) -> None:
@@ -104,9 +97,9 @@ def _load(conversation: Conversation, argument: str) -> None:
     conversation.begin(history, file=file)
     if tools:
         conversation.offer(tools)
-    _note(f"loaded {_messages(len(history))} from {file}")
+    show_note(f"loaded {_messages(len(history))} from {file}")
     if history and history[-1].role is Role.USER:
-        _note("the last message has no answer yet: /retry asks it")
+        show_note("the last message has no answer yet: /retry asks it")
 
 
 def _retry(conversation: Conversation, _: str) -> None:
@@ -116,7 +109,7 @@ def _retry(conversation: Conversation, _: str) -> None:
 def _clear(conversation: Conversation, _: str) -> None:
     history = conversation.history
     conversation.begin(history[:1] if history and history[0].role is Role.SYSTEM else ())
-    _note("the conversation begins anew")
+    show_note("the conversation begins anew")
 
 
 def _quit(_: Conversation, __: str) -> None:
@@ -125,10 +118,6 @@ def _quit(_: Conversation, __: str) -> None:
 
 def _messages(count: int) -> str:
     return f"{count} message{'' if count == 1 else 's'}"
-
-
-def _note(text: str) -> None:
-    click.secho(text, dim=True, err=True)
 
 
 COMMANDS = {

@@ -67,9 +67,10 @@ def integer(low: int, high: int | None = None, *, optional: bool = False) -> Val
     def fault(value: object) -> str | None:
         if not isinstance(value, int) or isinstance(value, bool):
             return f"must be an integer, not {shown(value)}"
-        if value < low or (high is not None and value > high):
-            bounds = f"at least {low}" if high is None else f"from {low} to {high}"
-            return f"must be {bounds}, not {shown(value)}"
+        if value < low:
+            return f"must be at least {low}, not {shown(value)}"
+        if high is not None and value > high:
+            return f"must be at most {high}, not {shown(value)}"
         return None
 
     return _rejecting(fault, optional=optional)

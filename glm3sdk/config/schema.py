@@ -12,6 +12,8 @@ import attrs
 from glm3sdk.config.checks import flag, integer, memory, number, one_of, section, text, texts
 
 DTYPES = ("float32", "float16", "bfloat16")
+# Far above any use; an array of a far larger size is a ValueError of numpy's.
+_MOST = 2**20
 
 
 class RunMode(StrEnum):
@@ -115,9 +117,15 @@ class DataSettings:
     path: str = attrs.field(validator=text())
     format: DataFormat = attrs.field(default=DataFormat.MULTITURN, validator=one_of(DataFormat))
     columns: tuple[str, str] = attrs.field(default=("content", "summary"), validator=texts(2))
-    max_source_length: int | None = attrs.field(default=None, validator=integer(2, optional=True))
-    max_target_length: int | None = attrs.field(default=None, validator=integer(1, optional=True))
-    max_seq_length: int | None = attrs.field(default=None, validator=integer(1, optional=True))
+    max_source_length: int | None = attrs.field(
+        default=None, validator=integer(2, _MOST, optional=True)
+    )
+    max_target_length: int | None = attrs.field(
+        default=None, validator=integer(1, _MOST, optional=True)
+    )
+    max_seq_length: int | None = attrs.field(
+        default=None, validator=integer(1, _MOST, optional=True)
+    )
     pack: bool = attrs.field(default=False, validator=flag())
     shuffle: bool = attrs.field(default=True, validator=flag())
 
@@ -138,7 +146,7 @@ class TrainingSettings:
 
     epochs: int = attrs.field(default=1, validator=integer(1))
     max_steps: int | None = attrs.field(default=None, validator=integer(1, optional=True))
-    batch_size: int = attrs.field(default=1, validator=integer(1))
+    batch_size: int = attrs.field(default=1, validator=integer(1, _MOST))
     accumulate: int = attrs.field(default=1, validator=integer(1))
     seq_length: int | None = attrs.field(default=None, validator=integer(1, optional=True))
     seed: int = attrs.field(default=0, validator=integer(0, 2**32 - 1))
@@ -238,6 +246,7 @@ class GenerationSettings:
     """How `generate` and `evaluate` write; see `glm3sdk.GenerationConfig`.
 
     Attributes:
+        prompt_lookup_num_tokens: most tokens to guess from the text so far; 0 guesses none.
         batch_size: prompts answered together.
         max_seq_length: room of each in the kv_cache; None is what the model was built for.
         tool_choice: "auto", "none", "required" or a tool's name.
@@ -251,7 +260,8 @@ class GenerationSettings:
     top_p: float = attrs.field(default=0.8, validator=number(above=0, high=1))
     repetition_penalty: float = attrs.field(default=1.0, validator=number(above=0))
     seed: int | None = attrs.field(default=None, validator=integer(0, optional=True))
-    batch_size: int = attrs.field(default=8, validator=integer(1))
+    prompt_lookup_num_tokens: int = attrs.field(default=0, validator=integer(0))
+    batch_size: int = attrs.field(default=8, validator=integer(1, _MOST))
     max_seq_length: int | None = attrs.field(default=None, validator=integer(1, optional=True))
     tool_choice: str | None = attrs.field(default=None, validator=text(optional=True))
 

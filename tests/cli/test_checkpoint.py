@@ -47,8 +47,14 @@ def answer(model: Path) -> str:
 
 
 def test_a_merged_model_answers_as_the_adapter_on_its_base(run: Path, tmp_path: Path):
-    result = glm3("checkpoint", "merge-lora", run, tmp_path / "merged", "--dtype", "float32")
+    options = ("--dtype", "float32", "--json")
+    result = glm3("checkpoint", "merge-lora", run, tmp_path / "merged", *options)
     assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout) == {
+        "path": str(tmp_path / "merged"),
+        "tensors": len(HuggingFaceDirectory(tmp_path / "merged").tensors),
+        "dtype": "float32",
+    }
     assert answer(tmp_path / "merged") == answer(run)
 
 

@@ -118,8 +118,16 @@ def test_pairs_with_other_columns_are_evaluated(tmp_path: Path, monkeypatch):
     [
         ((), "nothing to evaluate on: pass --config, or --data FILE"),
         (("--data", "none.jsonl", "--max-seq-length", 8), "cannot read dataset none.jsonl"),
-        (("--data", "x"), "eval_data.max_seq_length: is required by format multiturn"),
-        (("--data", "x", "--format", "adgen"), "max_target_length: is required by format adgen"),
+        (("--data", "x"), "error: --max-seq-length: is required by format multiturn"),
+        (
+            ("--data", "x", "--format", "adgen"),
+            "error: --max-source-length: is required by format adgen\n"
+            "glm3: error: --max-target-length: is required by format adgen\n",
+        ),
+        (
+            ("--data", "x", "--max-seq-length", 8, "--max-records", 0),
+            "error: --max-records: must be at least 1",
+        ),
         (("--config", "none.yaml"), "none.yaml: no such file or preset"),
         (("--config", "predict", "--max-records", 0), "evaluation.max_records: must be at least 1"),
         (("--config", "predict", "--set", "modell.path=1"), "did you mean 'model'"),

@@ -99,7 +99,7 @@ def test_a_log_has_every_second_step_and_each_evaluation_and_checkpoint(plays: A
 
 
 def test_a_terminal_has_a_bar_with_the_last_figures(plays: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("glm3sdk.cli.finetune._is_terminal", lambda: True)
+    monkeypatch.setattr("glm3sdk.cli.finetune.is_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", "200")
     plays(EVENTS)
     shown = glm3("c.yaml").stderr

@@ -160,6 +160,17 @@ def test_a_file_of_prompts_is_answered_line_by_line(
         assert answer["prediction"].strip() == "天"
 
 
+def test_prompt_lookup_is_taken_for_a_file_too(prompts: str, tmp_path: Path, monkeypatch):
+    play(monkeypatch, "天空蓝，天空蓝，天空蓝")
+    answers = []
+    for tokens in ("0", "8"):
+        out = tmp_path / tokens
+        result = glm3("--input", prompts, "--output", str(out), "--prompt-lookup", tokens)
+        assert result.exit_code == 0, result.output
+        answers.append(out.read_text("utf-8"))
+    assert answers[0] == answers[1]
+
+
 def test_a_broken_line_is_named_and_nothing_is_written(config: str, tmp_path: Path, monkeypatch):
     loaded = play(monkeypatch, "x")
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
@@ -183,6 +194,10 @@ def test_a_broken_line_is_named_and_nothing_is_written(config: str, tmp_path: Pa
         (("a", "--set", "mode=predict"), "pass one with --config"),
         (("a", "--config", "none.yaml"), "none.yaml: no such file or preset"),
         (("--config", "predict"), "Missing argument"),
+        (
+            ("--input", "a", "--output", "b", "--prompt-lookup", "-1"),
+            "error: --prompt-lookup: must be at least 0",
+        ),
         (("a", "--config", "predict", "--top-p", "2"), "generation.top_p: must be above 0"),
     ],
 )

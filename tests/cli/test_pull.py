@@ -104,6 +104,8 @@ def test_the_cache_is_listed_and_pruned(source: Path, tmp_path: Path, cache: Pat
     assert f"{keys[0]}: " in text
     assert "no digests known" in text
     assert f"would remove {keys[0]}: " in glm3("cache", "prune", "--all", "--dry-run").stdout
+    would = json.loads(glm3("cache", "prune", keys[1], "--dry-run", "--json").stdout)
+    assert would == {"would_remove": [keys[1]]}
     assert len(json.loads(glm3("cache", "list", "--json").stdout)) == 2
     pruned = glm3("cache", "prune", keys[0])
     assert pruned.exit_code == 0
@@ -116,7 +118,14 @@ def test_the_cache_is_listed_and_pruned(source: Path, tmp_path: Path, cache: Pat
         assert using.find(keys[1]) is not None
         kept = glm3("cache", "prune", "--all")
         assert f"kept {keys[1]}: another process uses it" in kept.stderr
-    assert "freed" in glm3("cache", "prune", "--all").stdout
+        kept = glm3("cache", "prune", "--all", "--json")
+        assert json.loads(kept.stdout) == {"removed": [], "in_use": [keys[1]], "freed_bytes": 0}
+    assert "freed" in glm3("cache", "prune").stdout
+    files = [*(cache / "hub" / "models").glob("*/*"), *(cache / "hub" / "blobs").iterdir()]
+    # A file with two names is there once.
+    size = sum({found.st_ino: found.st_size for found in map(Path.stat, files)}.values())
+    pruned = json.loads(glm3("cache", "prune", "--all", "--json").stdout)
+    assert pruned == {"removed": [keys[1]], "in_use": [], "freed_bytes": size}
     assert "no models in the cache" in glm3("cache", "list").stderr
     assert not [file for file in (cache / "hub" / "blobs").iterdir() if file.name[0] != "."]
 

@@ -112,6 +112,21 @@ def test_a_config_means_nothing_for_one_file(folder: Path):
     assert "--config is for --to hf" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("merge", "", "x.ckpt", "--strategy", "s"),
+        ("merge", "x", "x.ckpt", "--strategy", ""),
+        ("split", "x.ckpt", "", "--strategy", "s"),
+        ("transform", "--src_ckpt_dir", "x", "--dst_ckpt_dir", "", "--src_ckpt_strategy", "s"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_directory(arguments: tuple[str, ...]):
+    result = glm3("checkpoint", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "'' is no path; pass one" in result.stderr
+
+
 def size(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.rglob("*.ckpt"))
 

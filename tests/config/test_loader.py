@@ -399,6 +399,8 @@ def test_problems_of_python_values_have_no_place():
 def test_a_value_out_of_range_cannot_be_built():
     with pytest.raises(InvalidRunConfigError, match="epochs: must be at least 1, not 0"):
         TrainingSettings(epochs=0)
+    with pytest.raises(InvalidRunConfigError, match="max_seq_length: must be at most 1048576"):
+        DataSettings(path="a", max_seq_length=10**20)
     with pytest.raises(InvalidRunConfigError, match="training: must be a section"):
         RunConfig(training={})
     with pytest.raises(InvalidRunConfigError, match="mode: must be one of"):

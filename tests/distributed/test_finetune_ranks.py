@@ -20,6 +20,7 @@ from distributed.launched import Launched, gone
 from safetensors.numpy import load_file
 
 from glm3sdk import Glm3Config, load_finetune
+from glm3sdk.bootstrap.conversion import convert
 from glm3sdk.bootstrap.models import model_directory, open_model
 from glm3sdk.bootstrap.resharding import merge_checkpoint
 from glm3sdk.errors import InvalidParallelPlanError
@@ -252,6 +253,16 @@ def test_two_ranks_asked_to_stop_save_what_one_resumes_and_mindspore_merges(
         np.testing.assert_array_equal(theirs[name].reshape(value.shape), value, err_msg=name)
     shapes = open_model(settings["model"]["path"]).config.tensor_shapes()
     assert {name: ours[name].shape for name in shapes} == dict(shapes)
+
+    # As a model it has the weights alone.
+    report = convert(
+        shards, tmp_path / "hf", to="hf", strategy=strategy, config=output / "checkpoints" / newest
+    )
+    assert (report.training_state, report.unknown) == (len(ours) - len(shapes), ())
+    model = open_model(tmp_path / "hf").checkpoint
+    assert model.tensors.keys() == shapes.keys()
+    for name in shapes:
+        np.testing.assert_array_equal(model.read(name), ours[name], strict=True)
 
     load_finetune({**settings, "output": str(output)}).run(resume=True)
     assert_same_figures(output, alone)

@@ -17,24 +17,15 @@ import numpy as np
 import pytest
 from servers.obs_stores import without_settings
 from servers.s3_double import ACCESS_KEY, SECRET_KEY, S3Double
+from small_model import SMALL
 
-from glm3sdk import Glm3Config, load_finetune
+from glm3sdk import load_finetune
 from glm3sdk.adapters.cache_folder import cache_folder
 from glm3sdk.bootstrap.models import model_directory, open_model
 from glm3sdk.testing import write_random_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 URI = "obs://bucket/runs/42"
-SMALL = Glm3Config(
-    num_layers=1,
-    hidden_size=32,
-    ffn_hidden_size=48,
-    num_attention_heads=2,
-    kv_channels=16,
-    multi_query_group_num=1,
-    padded_vocab_size=2048,
-    seq_length=1024,
-)
 
 _CHILD = """
 import json, sys
@@ -73,6 +64,7 @@ def test_a_run_killed_here_is_finished_on_another_machine_with_the_same_losses(
         folder = tmp_path / name
         folder.mkdir()
         if graphs := cache_folder():
+            (graphs / "graphs").mkdir(parents=True, exist_ok=True)  # a link to nowhere keeps none
             (folder / "graphs").symlink_to(graphs / "graphs")
         patch.setenv("GLM3SDK_CACHE_DIR", str(folder))
 

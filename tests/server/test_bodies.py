@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from server.asgi import post
 from server.serving import CHAT, HI, WEATHER, call, scripted
 
 from glm3sdk.server import create_app
@@ -37,41 +37,6 @@ _JSON = st.recursive(
 def app() -> Iterator[Any]:
     with scripted("fine", call("get_weather", "city='x'")) as service:
         yield create_app(service, model_name="glm3", max_body_bytes=2**20)
-
-
-def post(app: Any, path: str, body: bytes) -> tuple[int, bytes]:
-    """One request, without a socket between."""
-    sent: list[dict[str, Any]] = []
-
-    async def run() -> None:
-        parts = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def receive() -> dict[str, Any]:
-            if parts:
-                return parts.pop()
-            await asyncio.Event().wait()
-            raise AssertionError
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        scope = {
-            "type": "http",
-            "http_version": "1.1",
-            "method": "POST",
-            "path": path,
-            "raw_path": path.encode(),
-            "root_path": "",
-            "scheme": "http",
-            "query_string": b"",
-            "headers": [(b"content-type", b"application/json"), (b"host", b"localhost")],
-            "client": None,
-            "server": None,
-        }
-        await asyncio.wait_for(app(scope, receive, send), timeout=60)
-
-    asyncio.run(run())
-    return sent[0]["status"], b"".join(each.get("body", b"") for each in sent[1:])
 
 
 def check(app: Any, path: str, body: bytes) -> int:

@@ -1,7 +1,7 @@
 """Large pages for memory that every token reads from end to end.
 
 With pages of 4 kB the processor looks up a million addresses for each token of a ChatGLM3-6B,
-which costs int8 a quarter of the memory's bandwidth. Linux joins pages into 2 MB ones for who
+which costs int8 a third of the memory's bandwidth. Linux joins pages into 2 MB ones for who
 asks (MADV_COLLAPSE, since 6.1: https://man7.org/linux/man-pages/man2/madvise.2.html), and copies
 them for it; where it does not, or has none to give, memory stays as it is.
 """

@@ -48,6 +48,26 @@ def take_lock(path: Path, *, shared: bool = False, wait: bool = True) -> int | N
                 os.close(descriptor)
 
 
+def lock_directory(path: Path) -> int | None:
+    """Lock a directory itself, so that no file is needed in it.
+
+    Returns:
+        A descriptor, as of `take_lock`; None where another one holds the lock.
+
+    Raises:
+        OSError: the directory cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError as exc:
+        _log.debug("%s: no locks here (%s), so only one process may work here", path, exc)
+    return descriptor
+
+
 def is_file_at(descriptor: int, path: Path) -> bool:
     """Whether an open file still bears the name `path`."""
     with suppress(FileNotFoundError):

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from glm3sdk.errors import Glm3Error, UserError
+
+_PART = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.part", re.DOTALL)
+
+
+def tidy_parts(directory: Path, names: Container[str]) -> None:
+    """Remove what writers of some files left in a directory when they were killed.
+
+    A writer that is alive fails; so nobody else may be writing them.
+    """
+    for entry in os.listdir(directory):
+        if (match := _PART.fullmatch(entry)) and match["name"] in names:
+            (directory / entry).unlink(missing_ok=True)
 
 
 @contextmanager
