@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from glm3sdk.adapters.openvino import processor
 from glm3sdk.bootstrap import doctor, doctor_processes
 from glm3sdk.bootstrap.doctor import run_doctor
 from glm3sdk.bootstrap.doctor_processes import check_decode, check_device, check_tokenizer
+from glm3sdk.bootstrap.openvino import convert_to_openvino
 from glm3sdk.errors import PluginError
 from glm3sdk.services.doctor import Check, passed
 
@@ -138,6 +140,24 @@ def test_without_mindspore_the_rest_is_checked(
     assert not report.healthy
     assert [check.name for check in report.checks if check.status == "fail"] == ["mindspore"]
     assert run_doctor(runtime="openvino").healthy
+
+
+def test_a_converted_model_is_tried_on_what_it_was_converted_for(tmp_path: Path) -> None:
+    convert_to_openvino("tiny", tmp_path / "int8", quantize="int8")
+    check = only("decode", model=str(tmp_path / "int8"))
+    assert (check.status, " on openvino in int8: 4 tokens" in check.detail) == ("ok", True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "status"),
+    [("avx2 avx512_vnni", "ok"), ("avx2 avx_vnni", "ok"), ("avx2", "warn"), ("avx", "fail")],
+)
+def test_a_processor_is_judged_by_what_the_kernels_need(
+    quick: None, monkeypatch: pytest.MonkeyPatch, flags: str, status: str
+) -> None:
+    monkeypatch.setattr(processor, "read_cpu_info", lambda: f"flags\t: fpu {flags}\n")
+    assert only("processor", runtime="openvino").status == status
+    assert only("processor").status == "skipped"
 
 
 def test_every_extra_is_looked_for() -> None:

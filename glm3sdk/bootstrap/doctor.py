@@ -19,7 +19,7 @@ import attrs
 
 from glm3sdk._version import __version__
 from glm3sdk.bootstrap.doctor_processes import check_decode, check_device, check_tokenizer
-from glm3sdk.errors import InvalidPlacementError, InvalidRankTableError
+from glm3sdk.errors import Glm3Error, InvalidPlacementError, InvalidRankTableError
 from glm3sdk.services.doctor import (
     Check,
     Probe,
@@ -82,7 +82,7 @@ class DoctorReport:
 def run_doctor(
     *,
     model: str = "tiny",
-    runtime: str = "mindspore-cpu",
+    runtime: str | None = None,
     config: str | None = None,
     timeout_s: float = 180.0,
     on_check: Callable[[Check], None] = lambda _: None,
@@ -92,12 +92,14 @@ def run_doctor(
     Args:
         model: whose tokenizer and decoding are tried; one that would be fetched has to be in the
             cache.
-        runtime: what decodes it.
+        runtime: what decodes it; None is what a model of this machine was converted for, else
+            "mindspore-cpu".
         config: a run configuration whose lengths are checked; None checks none.
         timeout_s: seconds for each check.
         on_check: is told of each check as it ends.
     """
     environ = dict(os.environ)
+    runtime = runtime or _runtime_of(model)
     ascend = runtime == "mindspore-ascend" or _has_ascend(environ)
     versions = _versions()
     # Of a check that waits for a process it is the process that is to be ended.
@@ -108,6 +110,7 @@ def run_doctor(
         "mindspore": partial(check_mindspore, versions, needed=runtime.startswith("mindspore")),
         "numpy": partial(check_numpy, versions),
         "extras": partial(check_extras, {name: _has(each) for name, each in _EXTRAS.items()}),
+        "processor": partial(_check_processor, runtime),
         "CANN": partial(_check_cann, environ, ascend=ascend),
         "ascend environment": partial(
             check_ascend_environment, environ, has_module=_has, ascend=ascend
@@ -126,6 +129,17 @@ def run_doctor(
         "decode": partial(check_decode, model, runtime, timeout_s=patience),
     }
     return DoctorReport(checks=run_checks(probes, timeout_s=timeout_s, on_check=on_check))
+
+
+def _runtime_of(model: str) -> str:
+    from glm3sdk.bootstrap.models import is_fetched, open_model
+    from glm3sdk.bootstrap.runtimes import DEFAULT_RUNTIME
+
+    try:
+        converted_for = None if is_fetched(model) else open_model(model).runtime
+    except Glm3Error:
+        converted_for = None  # the checks will tell
+    return converted_for or DEFAULT_RUNTIME
 
 
 def _versions() -> Versions:
@@ -149,6 +163,22 @@ def _has(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):  # half of a package
         return False
+
+
+def _check_processor(runtime: str) -> Check:
+    """What decides how fast a CPU computes with few bits."""
+    from glm3sdk.adapters.openvino.processor import multiplies_bytes, read_cpu_info, require_avx2
+    from glm3sdk.adapters.openvino.runtime import NAME
+
+    name = "processor"
+    if runtime != NAME:
+        return skipped(name, f"it matters to the runtime {NAME!r} alone")
+    found = read_cpu_info()
+    require_avx2(found)
+    if multiplies_bytes(found):
+        return passed(name, "AVX2 and VNNI" if found else "the system does not tell")
+    remedy = "prefer int8 to int4 here, or a processor with AVX-512 VNNI or AVX-VNNI"
+    return warned(name, "AVX2 without VNNI: weights are unpacked in every step", remedy)
 
 
 def _has_ascend(environ: Mapping[str, str]) -> bool:

@@ -26,11 +26,9 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 )
 @click.option(
     "--runtime",
-    default="mindspore-cpu",
-    show_default=True,
     metavar="NAME",
     shell_complete=complete_runtime,
-    help="What runs it.",
+    help="What runs it; by default what the model was converted for, else mindspore-cpu.",
 )
 @click.option(
     "--config",
@@ -53,7 +51,7 @@ def doctor(
     ctx: click.Context,
     *,
     model: str,
-    runtime: str,
+    runtime: str | None,
     config: str | None,
     timeout_s: float,
     as_json: bool,

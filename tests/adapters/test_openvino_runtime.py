@@ -8,9 +8,11 @@ from pathlib import Path
 import attrs
 import numpy as np
 import pytest
+from reference.glm3_numpy import forward
 from safetensors.numpy import save_file
 
 from glm3sdk.adapters.openvino.directory import MappedTensors
+from glm3sdk.adapters.openvino.quantization import unpack
 from glm3sdk.adapters.openvino.quantized import (
     MemoryTensors,
     quantized_specs,
@@ -55,8 +57,21 @@ def converted(quantize: str) -> dict[str, np.ndarray]:
 def test_the_plugin_recognises_every_pattern():
     from glm3sdk.adapters.openvino.compiled import CompiledGlm3
 
-    for quantize in ("none", "int8", "int4"):
-        compiled = CompiledGlm3(CONFIG, MemoryTensors(converted(quantize)), cache_dtype="f32")
+    # Where weights are unpacked to float32, zero points are multiplied by themselves: in all
+    # matrices but dense_4h_to_h, which no group of 4 bits divides.
+    for quantize, multiplies_bytes, more in (
+        ("none", True, 0),
+        ("int8", True, 0),
+        ("int4", True, 0),
+        ("int8", False, 0),
+        ("int4", False, 3 * CONFIG.num_layers + 1),
+    ):
+        compiled = CompiledGlm3(
+            CONFIG,
+            MemoryTensors(converted(quantize)),
+            cache_dtype="f32",
+            multiplies_bytes=multiplies_bytes,
+        )
         kinds = Counter(
             node.get_rt_info()["layerType"].astype(str)
             for node in compiled.model.get_runtime_model().get_ops()
@@ -66,7 +81,7 @@ def test_the_plugin_recognises_every_pattern():
             "RoPE": 2 * layers,
             "RMS": 2 * layers + 1,
             "PagedAttention": layers,
-            "FullyConnected": 4 * layers + 1,
+            "FullyConnected": 4 * layers + 1 + more,
         }
         # A matrix that is not recognised as compressed would be unpacked before it is used.
         assert {kind: kinds[kind] for kind in (*wanted, "MatMul")} == {**wanted, "MatMul": 0}
@@ -88,6 +103,37 @@ def test_a_converted_model_computes_what_it_computes_when_quantised_while_loadin
         session.close()
         runtime.close()
     np.testing.assert_array_equal(rows[0], rows[1])
+
+
+def floats(name: str, made: dict[str, np.ndarray]) -> np.ndarray:
+    """A tensor of a converted model as it was meant."""
+    values = made[name]
+    if values.ndim == 1:
+        return values
+    if values.dtype == np.int8:
+        return values * made[name + ".scale"]
+    scales = made[name + ".scale"].astype(np.float32)
+    rows, groups, _ = scales.shape
+    points = unpack(made[name + ".zero_point"], scales.size).reshape(scales.shape)
+    centred = unpack(values, 2 * values.size).reshape(rows, groups, -1) - points.astype(np.float32)
+    return (centred * scales).reshape(rows, -1)
+
+
+def test_zero_points_taken_off_the_product_give_the_logits_of_the_oracle():
+    # Rows of two groups of 128, of one of 64, and of one of 32.
+    config = attrs.evolve(CONFIG, hidden_size=256, ffn_hidden_size=64)
+    made = dict(quantized_values(MemoryTensors(random_weights(config)), config, "int4"))
+    ids = list(range(12))
+    expected = forward(config, {name: floats(name, made) for name in config.tensor_shapes()}, ids)
+    runtime = OpenVinoRuntime(
+        config=config, checkpoint=MemoryTensors(made), cpu_info=lambda: "flags : avx2 fma\n"
+    )
+    session = runtime.start_decode(slots=1, max_seq_length=16)
+    rows = [*session.prefill(0, ids[:8], all_logits=True)]
+    rows += [session.decode([0], [token_id])[0] for token_id in ids[8:]]
+    session.close()
+    runtime.close()
+    np.testing.assert_allclose(rows, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_specs_tell_what_values_are():

@@ -15,7 +15,7 @@ from openvino import Node
 from openvino import opset13 as ops
 from openvino.op import Parameter, _PagedAttentionExtension
 
-from glm3sdk.adapters.openvino.nodes import Weight, ints, linear
+from glm3sdk.adapters.openvino.nodes import Linear, ints
 from glm3sdk.adapters.openvino.rope import rope
 from glm3sdk.domain.model import Glm3Config
 from glm3sdk.ports.arrays import FloatArray
@@ -47,7 +47,7 @@ def attention(
     x: Node,
     config: Glm3Config,
     *,
-    weight: Weight,
+    linear: Linear,
     bias: FloatArray,
     prefix: str,
     table: Node,
@@ -60,7 +60,7 @@ def attention(
     Args:
         x: the layer's normalised input.
         config: the model's hyper-parameters.
-        weight: gives matrices by name.
+        linear: multiplies by a matrix.
         bias: of query_key_value.
         prefix: of this layer's names, up to "self_attention.".
         table: sines and cosines of the tokens' positions.
@@ -70,7 +70,7 @@ def attention(
     """
     heads, groups = config.num_attention_heads, config.multi_query_group_num
     width = config.kv_channels
-    mixed = ops.add(linear(x, weight(prefix + "query_key_value.weight")), ops.constant(bias))
+    mixed = ops.add(linear(x, prefix + "query_key_value.weight"), ops.constant(bias))
     query, key, value = ops.variadic_split(
         mixed, ints(-1), ints([heads * width, groups * width, groups * width])
     ).outputs()
@@ -97,7 +97,7 @@ def attention(
         notes[f"num_{part}_heads"], notes[f"{part}_head_size"] = groups, width
     shape = ops.concat([tokens, ints([heads * width])], 0)
     rows = ops.reshape(attended.output(0), shape, False)
-    return linear(rows, weight(prefix + "dense.weight"))
+    return linear(rows, prefix + "dense.weight")
 
 
 def _unused(longest: Node) -> list[Node]:

@@ -52,13 +52,19 @@ class CompiledGlm3:
         config: the model's hyper-parameters.
         checkpoint: tensors as `quantized` has them.
         cache_dtype: what the kv_cache holds, "f32" or "u8".
+        multiplies_bytes: whether the processor's kernels quantise activations.
     """
 
     def __init__(
-        self, config: Glm3Config, checkpoint: CheckpointReader, *, cache_dtype: str
+        self,
+        config: Glm3Config,
+        checkpoint: CheckpointReader,
+        *,
+        cache_dtype: str,
+        multiplies_bytes: bool = True,
     ) -> None:
-        constants = Constants(checkpoint, config)
-        model = build_model(config, weight=constants.matrix, vector=constants.vector)
+        constants = Constants(checkpoint, config, multiplies_bytes=multiplies_bytes)
+        model = build_model(config, constants)
         self.layers = config.num_layers
         huge_pages = HugePages()
         self.model: CompiledModel = _core().compile_model(

@@ -10,8 +10,8 @@ from openvino import opset13 as ops
 
 from glm3sdk.ports.arrays import FloatArray
 
-Weight = Callable[[str], Node]
-"""Gives a matrix of the model, by its Hugging Face name, as a float32 node `[rows, columns]`."""
+Linear = Callable[[Node, str], Node]
+"""`x @ weight^T` with a matrix of the model, given by its Hugging Face name."""
 
 
 def ints(values: int | Sequence[int]) -> Node:
@@ -24,8 +24,3 @@ def rms_norm(x: Node | Output, scale: FloatArray, epsilon: float) -> Node:
     mean = ops.reduce_mean(ops.power(x, ops.constant(np.float32(2))), ints([-1]), keep_dims=True)
     root = ops.sqrt(ops.add(mean, ops.constant(np.float32(epsilon))))
     return ops.multiply(ops.multiply(x, ops.divide(np.float32(1), root)), ops.constant(scale))
-
-
-def linear(x: Node | Output, weight: Node) -> Node:
-    """`x @ weight^T`."""
-    return ops.matmul(x, weight, transpose_a=False, transpose_b=True)

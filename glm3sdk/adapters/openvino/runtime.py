@@ -6,12 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from glm3sdk.adapters.openvino.failures import (
-    read_cpu_info,
-    require_avx2,
-    require_openvino,
-    translated,
-)
+from glm3sdk.adapters.openvino.failures import require_openvino, translated
+from glm3sdk.adapters.openvino.processor import multiplies_bytes, read_cpu_info, require_avx2
 from glm3sdk.adapters.openvino.quantized import (
     INT4,
     INT8,
@@ -77,7 +73,8 @@ class OpenVinoRuntime:
                 "max_device_memory out"
             )
         _check_dtypes(held, stored, dtype, cache_dtype)
-        require_avx2(cpu_info())
+        processor = cpu_info()
+        require_avx2(processor)
         require_openvino()
         began = time.monotonic()
         if stored != NONE:
@@ -91,7 +88,10 @@ class OpenVinoRuntime:
             from glm3sdk.adapters.openvino.compiled import CompiledGlm3
 
             self._compiled: CompiledGlm3 | None = CompiledGlm3(
-                config, checkpoint, cache_dtype=cache_dtype
+                config,
+                checkpoint,
+                cache_dtype=cache_dtype,
+                multiplies_bytes=multiplies_bytes(processor),
             )
         self.load_s = time.monotonic() - began
 

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from openvino import Model, PartialShape, Type
+from openvino import Model, Node, PartialShape, Type
 from openvino import opset13 as ops
 from openvino.op import Parameter
 
 from glm3sdk.adapters.openvino.attention import Batch, attention
 from glm3sdk.adapters.openvino.feed_forward import feed_forward
-from glm3sdk.adapters.openvino.nodes import Weight, ints, linear, rms_norm
+from glm3sdk.adapters.openvino.nodes import ints, rms_norm
 from glm3sdk.adapters.openvino.rope import rope_table
+from glm3sdk.adapters.openvino.weights import Constants
 from glm3sdk.domain.model import Glm3Config
-from glm3sdk.ports.arrays import FloatArray
 
 KEYS, VALUES = "keys", "values"
 
 
-def build_model(
-    config: Glm3Config, *, weight: Weight, vector: Callable[[str], FloatArray]
-) -> Model:
+def build_model(config: Glm3Config, constants: Constants) -> Model:
     """Build the graph. Tokens of several sequences lie one behind another: T of them.
 
     Its inputs are `input_ids` and `positions` `[1, T]`, `wanted` `[W]` (the tokens whose logits
@@ -29,8 +25,7 @@ def build_model(
 
     Args:
         config: the model's hyper-parameters.
-        weight: gives matrices by name.
-        vector: gives norms and biases by name, float32.
+        constants: its weights.
     """
     # The leading axis is 1 and must not be known to be: the plugin would simplify the nodes of
     # rope and no longer recognise them.
@@ -48,16 +43,20 @@ def build_model(
         for layer in range(config.num_layers)
     ]
     tokens = ops.shape_of(ids)
-    embedding = weight("transformer.embedding.word_embeddings.weight")
+    embedding = constants.matrix("transformer.embedding.word_embeddings.weight")
     x = ops.gather(embedding, ids, ints(0))
     table = ops.gather(ops.constant(rope_table(config)), positions, ints(0))
+
+    def norm(x: Node, name: str) -> Node:
+        return rms_norm(x, constants.vector(name), config.layernorm_epsilon)
+
     for layer in range(config.num_layers):
         prefix = f"transformer.encoder.layers.{layer}."
         attended = attention(
-            rms_norm(x, vector(prefix + "input_layernorm.weight"), config.layernorm_epsilon),
+            norm(x, prefix + "input_layernorm.weight"),
             config,
-            weight=weight,
-            bias=vector(prefix + "self_attention.query_key_value.bias"),
+            linear=constants.linear,
+            bias=constants.vector(prefix + "self_attention.query_key_value.bias"),
             prefix=prefix + "self_attention.",
             table=table,
             tokens=tokens,
@@ -65,14 +64,12 @@ def build_model(
             caches=caches[layer],
         )
         x = ops.add(x, attended)
-        normed = rms_norm(
-            x, vector(prefix + "post_attention_layernorm.weight"), config.layernorm_epsilon
-        )
-        x = ops.add(x, feed_forward(normed, config, weight=weight, prefix=prefix + "mlp."))
-    final = vector("transformer.encoder.final_layernorm.weight")
-    x = rms_norm(x, final, config.layernorm_epsilon)
+        normed = norm(x, prefix + "post_attention_layernorm.weight")
+        fed = feed_forward(normed, config, linear=constants.linear, prefix=prefix + "mlp.")
+        x = ops.add(x, fed)
+    x = norm(x, "transformer.encoder.final_layernorm.weight")
     chosen = ops.gather(ops.reshape(x, ints([-1, config.hidden_size]), False), wanted, ints(0))
-    logits = ops.result(linear(chosen, weight("transformer.output_layer.weight")))
+    logits = ops.result(constants.linear(chosen, "transformer.output_layer.weight"))
     inputs = [ids, positions, wanted]
     inputs += [batch.past_lengths, batch.begins, batch.blocks, batch.block_begins, batch.longest]
     return Model([logits], [*inputs, *(each for pair in caches for each in pair)], "chatglm3")
