@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import save_file
 
 from glm3sdk.adapters.openvino import processor
 from glm3sdk.bootstrap import doctor, doctor_processes
@@ -146,6 +147,19 @@ def test_a_converted_model_is_tried_on_what_it_was_converted_for(tmp_path: Path)
     convert_to_openvino("tiny", tmp_path / "int8", quantize="int8")
     check = only("decode", model=str(tmp_path / "int8"))
     assert (check.status, " on openvino in int8: 4 tokens" in check.detail) == ("ok", True)
+
+
+def test_the_base_of_an_adapter_is_not_fetched_to_choose_a_runtime(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["query_key_value"]}
+    adapter = {**values, "base_model_name_or_path": "glm3-6b"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter), encoding="utf-8")
+    save_file({}, tmp_path / "adapter_model.safetensors")
+    fetched: list[str] = []
+    monkeypatch.setattr("glm3sdk.bootstrap.models.pull", lambda name, **_: fetched.append(name))
+    assert only("processor", model=str(tmp_path)).status == "skipped"
+    assert fetched == []
 
 
 @pytest.mark.parametrize(

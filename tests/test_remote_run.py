@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from memory_storage import PassingBlobs, register_blobs
 from reference.tensorboard_events import read_scalars
-from table_runtime import VOCAB, TableRuntime
+from table_runtime import VOCAB, TableRuntime, table_run
 
 from glm3sdk import CheckpointSaved, FinetuneResult, load_finetune
 from glm3sdk.adapters.cache_folder import FOLDER_VARIABLE
@@ -106,19 +106,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, Any]:
     """A run of 6 steps over 6 records that evaluates and keeps one of two checkpoints."""
-    data = tmp_path / "records.jsonl"
-    records = [{"content": f"第{i}个问题", "summary": "你好" * (i + 1)} for i in range(6)]
-    data.write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
-    read = {"path": str(data), "format": "adgen-chat", "max_seq_length": 32}
-    return {
-        "output": URI,
-        "train_data": read,
-        "eval_data": read,
-        "evaluation": {"every": 3},
-        "training": {"epochs": 2, "batch_size": 2},
-        "schedule": {"learning_rate": 0.1},
-        "checkpoints": {"every": 2, "keep": 1},
-    }
+    return {**table_run(tmp_path), "output": URI, "checkpoints": {"every": 2, "keep": 1}}
 
 
 @pytest.fixture

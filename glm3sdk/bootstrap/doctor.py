@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -132,14 +133,16 @@ def run_doctor(
 
 
 def _runtime_of(model: str) -> str:
-    from glm3sdk.bootstrap.models import is_fetched, open_model
+    from glm3sdk.adapters.openvino.directory import is_converted
+    from glm3sdk.adapters.openvino.runtime import NAME
+    from glm3sdk.bootstrap.models import is_fetched, model_directory
     from glm3sdk.bootstrap.runtimes import DEFAULT_RUNTIME
 
-    try:
-        converted_for = None if is_fetched(model) else open_model(model).runtime
-    except Glm3Error:
-        converted_for = None  # the checks will tell
-    return converted_for or DEFAULT_RUNTIME
+    # The model is not opened: an adapter's base may be one to fetch.
+    with suppress(Glm3Error):  # the checks will tell
+        if not is_fetched(model) and is_converted(model_directory(model)):
+            return NAME
+    return DEFAULT_RUNTIME
 
 
 def _versions() -> Versions:
@@ -177,7 +180,7 @@ def _check_processor(runtime: str) -> Check:
     require_avx2(found)
     if multiplies_bytes(found):
         return passed(name, "AVX2 and VNNI" if found else "the system does not tell")
-    remedy = "prefer int8 to int4 here, or a processor with AVX-512 VNNI or AVX-VNNI"
+    remedy = "take int8 where memory allows it: int4 is little faster without VNNI"
     return warned(name, "AVX2 without VNNI: weights are unpacked in every step", remedy)
 
 

@@ -12,6 +12,7 @@ from glm3sdk.cli.app import app
 from glm3sdk.cli.generate import with_newlines
 from glm3sdk.domain.prompt import parse_ready_made
 from glm3sdk.services.encoding import encode_segments
+from glm3sdk.services.scheduler import Scheduler
 
 PREDICT = "mode: predict\ngeneration: {batch_size: 2, max_new_tokens: 3}\n"
 READY_MADE = "[gMASK]sop<|user|> \n 你好<|assistant|> \n"
@@ -162,13 +163,20 @@ def test_a_file_of_prompts_is_answered_line_by_line(
 
 def test_prompt_lookup_is_taken_for_a_file_too(prompts: str, tmp_path: Path, monkeypatch):
     play(monkeypatch, "天空蓝，天空蓝，天空蓝")
-    answers = []
+    answers, guesses, submit = [], set(), Scheduler.submit
+
+    def noting(self, **request):
+        guesses.add(request["guesses"])
+        return submit(self, **request)
+
+    monkeypatch.setattr(Scheduler, "submit", noting)
     for tokens in ("0", "8"):
         out = tmp_path / tokens
         result = glm3("--input", prompts, "--output", str(out), "--prompt-lookup", tokens)
         assert result.exit_code == 0, result.output
         answers.append(out.read_text("utf-8"))
     assert answers[0] == answers[1]
+    assert guesses == {0, 8}
 
 
 def test_a_broken_line_is_named_and_nothing_is_written(config: str, tmp_path: Path, monkeypatch):

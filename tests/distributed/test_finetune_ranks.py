@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from distributed.launched import Launched, gone
 from safetensors.numpy import load_file
+from small_model import SMALL
 
-from glm3sdk import Glm3Config, load_finetune
+from glm3sdk import load_finetune
 from glm3sdk.bootstrap.conversion import convert
 from glm3sdk.bootstrap.models import model_directory, open_model
 from glm3sdk.bootstrap.resharding import merge_checkpoint
@@ -34,16 +35,7 @@ pytestmark = pytest.mark.timeout(4 * JOB_S)
 LOSS_TOLERANCE = 1e-4
 SEED = 11
 
-CONFIG = Glm3Config(
-    num_layers=1,
-    hidden_size=32,
-    ffn_hidden_size=48,
-    num_attention_heads=2,
-    kv_channels=16,
-    multi_query_group_num=1,
-    padded_vocab_size=2048,
-    seq_length=64,
-)
+CONFIG = attrs.evolve(SMALL, seq_length=64)
 RECORDS = [
     {"content": f"类型#{goods}*风格#{style}", "summary": f"{style}的{goods}很百搭。"}
     for style in ("简约", "复古")

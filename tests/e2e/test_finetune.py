@@ -15,11 +15,11 @@ from typing import Any
 import attrs
 import numpy as np
 import pytest
+from small_model import SMALL
 
 from glm3sdk import (
     FinetuneResult,
     GenerationConfig,
-    Glm3Config,
     Message,
     StepDone,
     load_finetune,
@@ -188,23 +188,14 @@ def test_an_adapter_is_loaded_onto_its_base_as_it_was_trained(adapted: Trained) 
 
 # --- A small model ----------------------------------------------------------------------------
 
-SMALL = Glm3Config(
-    num_layers=2,
-    hidden_size=32,
-    ffn_hidden_size=48,
-    num_attention_heads=2,
-    kv_channels=16,
-    multi_query_group_num=1,
-    padded_vocab_size=2048,
-    seq_length=1024,
-)
+TWO_LAYERS = attrs.evolve(SMALL, num_layers=2)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random model that reads with the bundled model's tokenizer."""
     folder = tmp_path_factory.mktemp("small")
-    write_random_checkpoint(folder, SMALL)
+    write_random_checkpoint(folder, TWO_LAYERS)
     shutil.copy(model_directory("tiny") / "tokenizer.model", folder)
     return str(folder)
 

@@ -61,7 +61,7 @@ class CompiledGlm3:
         checkpoint: CheckpointReader,
         *,
         cache_dtype: str,
-        multiplies_bytes: bool = True,
+        multiplies_bytes: bool,
     ) -> None:
         constants = Constants(checkpoint, config, multiplies_bytes=multiplies_bytes)
         model = build_model(config, constants)

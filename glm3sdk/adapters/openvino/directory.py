@@ -41,6 +41,15 @@ def marked(config: Mapping[str, Any], quantize: str) -> dict[str, Any]:
     return {**values, _MARK: {"layout": _LAYOUT, "quantize": quantize}}
 
 
+def is_converted(path: Path) -> bool:
+    """Whether a model's directory has that note.
+
+    Raises:
+        InvalidConfigError: it has no config.json that can be read.
+    """
+    return _MARK in read_json(path / CONFIG_FILE, InvalidConfigError)
+
+
 def open_converted(path: Path, config: Glm3Config) -> MappedTensors | None:
     """The tensors of a converted model's directory; None for a directory of any other kind.
 

@@ -34,7 +34,7 @@ class Constants:
     """
 
     def __init__(
-        self, reader: CheckpointReader, config: Glm3Config, *, multiplies_bytes: bool = True
+        self, reader: CheckpointReader, config: Glm3Config, *, multiplies_bytes: bool
     ) -> None:
         self._reader, self._shapes = reader, config.tensor_shapes()
         self._multiplies_bytes = multiplies_bytes
@@ -55,39 +55,42 @@ class Constants:
 
     def matrix(self, name: str) -> Node:
         """A matrix `[rows, columns]` as a float32 node."""
+        if self._has_four_bits(name):
+            return self._four_bits(name)
         values = self._reader.read(name)
         if values.dtype == np.int8:
             self._groups.add(_INT8_GROUP)
             scales = ops.constant(self.vector(name + SCALE))
             return ops.multiply(ops.convert(self._constant(values), "f32"), scales)
-        if values.dtype == np.uint8:
-            return self._four_bits(name, values)
         return self._constant(np.require(values.astype(np.float32, copy=False), requirements="A"))
 
     def linear(self, x: Node, name: str) -> Node:
         """`x @ weight^T` with a matrix, float32."""
-        values = self._reader.read(name)
-        if values.dtype == np.uint8 and not self._multiplies_bytes:
-            return self._less_sums(x, name, values)
+        if self._has_four_bits(name) and not self._multiplies_bytes:
+            return self._less_sums(x, name)
         return _product(x, self.matrix(name))
 
-    def _less_sums(self, x: Node, name: str, values: HostArray) -> Node:
+    def _less_sums(self, x: Node, name: str) -> Node:
         scales = self._reader.read(name + SCALE)
         offsets = (scales * self._zero_points(name, scales).astype(np.float32))[..., 0]
         groups = offsets.shape[1]
         before = [0] * (len(x.get_output_partial_shape(0)) - 1)  # as they are
         parts = ops.reshape(x, ints([*before, groups, -1]), True)
         sums = ops.reduce_sum(parts, ints([-1]), keep_dims=False)
-        product = _product(x, self._four_bits(name, values, centred=False))
+        product = _product(x, self._four_bits(name, centred=False))
         return ops.subtract(product, _product(sums, self._constant(offsets)))
 
-    def _four_bits(self, name: str, values: HostArray, *, centred: bool = True) -> Node:
+    def _has_four_bits(self, name: str) -> bool:
+        return self._reader.tensors[name].dtype == "uint8"
+
+    def _four_bits(self, name: str, *, centred: bool = True) -> Node:
         """The matrix, or the matrix before its zero points are taken off."""
         rows, columns = self._shapes[name]
         scales = self._reader.read(name + SCALE)
         groups = scales.shape[1]
         self._groups.add(columns // groups)
-        node = ops.convert(self._packed(values, [rows, groups, columns // groups]), "f16")
+        values = self._packed(self._reader.read(name), [rows, groups, columns // groups])
+        node = ops.convert(values, "f16")
         if centred:
             points = self._constant(self._zero_points(name, scales))
             node = ops.subtract(node, ops.convert(points, "f16"))
